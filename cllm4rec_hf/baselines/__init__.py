@@ -1,0 +1,1 @@
+"""Competitors under the same evaluator."""

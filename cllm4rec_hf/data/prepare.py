@@ -1,0 +1,268 @@
+"""From raw rows to prepared data: filters, k-core, split, indexing, and the texts that training may see."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import DataError
+from .filters import counts, k_core, last_of_duplicates, split_per_user
+from .prepared import FORMAT_VERSION, SPLITS
+from .readers import reading
+from .sources import RawData, as_ids, row_numbers
+from .writer import write_prepared
+
+if TYPE_CHECKING:
+    import polars as pl
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class PrepareRules:
+    """What `prepare` does to the rows.
+
+    Args:
+        min_rating: keep ratings of at least this; None keeps all.
+        k_core: least interactions of every user and item that stays.
+        validation_share: share of each user's items for validation, at least one.
+        test_share: share for test, at least one.
+        seed: seed of the split.
+    """
+
+    min_rating: float | None = None
+    k_core: int = 5
+    validation_share: float = 0.1
+    test_share: float = 0.1
+    seed: int = 98765
+
+    def __post_init__(self) -> None:
+        if self.k_core < 0:
+            raise DataError(f"--k-core must be 0 or more, got {self.k_core}")
+        for name in ("validation_share", "test_share"):
+            if not 0 < getattr(self, name) < 1:
+                raise DataError(f"--{name.replace('_', '-')} must lie between 0 and 1, got {getattr(self, name)}")
+        if self.validation_share + self.test_share >= 1:
+            raise DataError(
+                f"--validation-share {self.validation_share} and --test-share {self.test_share} leave nothing to train "
+                "on; their sum must be below 1"
+            )
+
+
+def prepare(raw: RawData, rules: PrepareRules, output: str | Path, overwrite: bool = False) -> dict[str, Any]:
+    """Filter, split and index raw data, and write the prepared directory.
+
+    Order of the steps: rating filter, duplicate pairs merged (the last kept), iterative k-core, indexing by the sorted
+    external ids, per-user random split. Rows of `interactions` are sorted by user, then from oldest to newest
+    (by timestamp where there is one, else as in the source).
+
+    Args:
+        raw: the raw data.
+        rules: what to do to it.
+        output: directory to write; appears only when it is complete.
+        overwrite: whether an existing prepared directory is replaced.
+
+    Returns:
+        What meta.json holds: counts at each step, rules, seed, and the hash of the source.
+
+    Raises:
+        DataError: if the rows cannot be used, nothing is left, or the output exists.
+    """
+    output = Path(output)
+    if output.exists() and not overwrite:
+        raise DataError(f"The output directory {output} exists; choose another --output, or --overwrite to replace it")
+    with reading(raw.name):
+        frame = raw.interactions.select(_without_text(raw.interactions)).collect()
+    steps: list[dict[str, Any]] = []
+
+    def step(name: str, users: np.ndarray, items: np.ndarray) -> None:
+        steps.append({"step": name, **counts(users, items)})
+        logger.info("%s: %s", name, ", ".join(f"{k} {v:,}" for k, v in steps[-1].items() if k != "step"))
+
+    if not len(frame):
+        raise DataError(f"{raw.name} has no rows; expected interactions")
+    user_ids, users = _codes(as_ids(frame["user"], raw.name, "user"))
+    item_ids, items = _codes(as_ids(frame["item"], raw.name, "item"))
+    step("read", users, items)
+    rows = np.arange(len(users))
+    if "rating" in frame.columns:
+        ratings = _numbers(frame["rating"], raw.name)
+        if rules.min_rating is not None:
+            rows = rows[ratings >= rules.min_rating]
+            step(f"rating at least {rules.min_rating:g}", users[rows], items[rows])
+    elif rules.min_rating is not None:
+        raise DataError("--min-rating needs ratings; name their column by --rating-column, or leave --min-rating out")
+    if "timestamp" in frame.columns:
+        rows = rows[np.argsort(_times(frame["timestamp"])[rows], kind="stable")]
+    rows = last_of_duplicates(users, items, rows)
+    step("duplicate pairs merged", users[rows], items[rows])
+    kept, rounds = k_core(users[rows], items[rows], rules.k_core)
+    for number, count in enumerate(rounds, start=1):
+        logger.info("%d-core, round %d: %s", rules.k_core, number, count)
+    rows = rows[kept]
+    step(f"{rules.k_core}-core", users[rows], items[rows])
+    if not len(rows):
+        raise DataError(_nothing_left(steps, rounds, rules))
+
+    users, user_ids = _index(users[rows], user_ids)
+    items, item_ids = _index(items[rows], item_ids)
+    split = split_per_user(users, items, rules.validation_share, rules.test_share, rules.seed)
+    meta = {
+        "format_version": FORMAT_VERSION,
+        "source": raw.name,
+        "source_sha256": raw.hash(),
+        "rules": {name: getattr(rules, name) for name in ("min_rating", "k_core", "validation_share", "test_share")},
+        "seed": rules.seed,
+        "steps": steps,
+        "num_users": len(user_ids),
+        "num_items": len(item_ids),
+        "splits": {name: int((split == number).sum()) for number, name in enumerate(SPLITS)},
+    }
+    # a stable sort by user keeps each user's rows from oldest to newest
+    by_user = np.argsort(users, kind="stable")
+    tables = _tables(raw, rows, users, items, split, user_ids, item_ids, by_user)
+    write_prepared(output, tables, meta)
+    return meta
+
+
+def _without_text(frame: "pl.LazyFrame") -> list[str]:
+    """The columns that the filters need; the texts of a million rows stay on disk until it is known which are kept."""
+    return [name for name in frame.collect_schema().names() if name != "text"]
+
+
+def _codes(ids: "pl.Series") -> tuple[np.ndarray, np.ndarray]:
+    """Sorted distinct ids (object array) and the code of each row."""
+    import polars as pl
+
+    distinct = ids.unique().sort()
+    codes = pl.DataFrame({"id": ids}).join(
+        pl.DataFrame({"id": distinct}).with_row_index("code"), on="id", how="left", maintain_order="left"
+    )["code"]
+    return distinct.to_numpy(), codes.to_numpy().astype(np.int64)
+
+
+def _index(codes: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Indices without gaps, in the order of the sorted ids, and the ids that they stand for."""
+    present, indices = np.unique(codes, return_inverse=True)
+    return indices.astype(np.int64), ids[present]
+
+
+def _numbers(series: "pl.Series", where: str) -> np.ndarray:
+    import polars as pl
+
+    values = series.cast(pl.Float64, strict=False) if series.dtype == pl.String else series.cast(pl.Float64)
+    wrong = (values.is_null() | values.is_nan().fill_null(True)).rename("wrong")
+    if wrong.any():
+        example = series.filter(wrong)[0]
+        raise DataError(
+            f"{where} has ratings that are no numbers: {row_numbers(wrong)} (the first is {example!r}). "
+            "Mend these rows, or leave --rating-column out for implicit feedback"
+        )
+    return values.to_numpy()
+
+
+def _times(series: "pl.Series") -> np.ndarray:
+    """Sortable time of each row: numbers as they are, dates and text by their sorted order, missing ones first."""
+    import polars as pl
+
+    if series.dtype == pl.String:
+        numbers = series.cast(pl.Float64, strict=False)
+        if numbers.null_count() == series.null_count():
+            series = numbers
+    if series.dtype == pl.String or series.dtype.is_temporal():
+        series = series.rank("dense").cast(pl.Float64)
+    return series.cast(pl.Float64).fill_null(float("-inf")).fill_nan(float("-inf")).to_numpy()
+
+
+def _nothing_left(steps: list[dict[str, Any]], rounds: list[dict[str, int]], rules: PrepareRules) -> str:
+    def line(name: str, count: dict[str, Any]) -> str:
+        return f"{name}: {count['users']} users, {count['items']} items, {count['interactions']} interactions"
+
+    told = [line(count["step"], count) for count in steps[:-1]]
+    told += [line(f"{rules.k_core}-core, round {number}", count) for number, count in enumerate(rounds, start=1)]
+    remedy = "a lower --k-core" + ("" if rules.min_rating is None else " or a lower --min-rating")
+    return f"Nothing is left after the {rules.k_core}-core. {'; '.join(told)}. Try {remedy}"
+
+
+def _tables(
+    raw: RawData,
+    rows: np.ndarray,
+    users: np.ndarray,
+    items: np.ndarray,
+    split: np.ndarray,
+    user_ids: np.ndarray,
+    item_ids: np.ndarray,
+    order: np.ndarray,
+) -> dict[str, "pl.DataFrame"]:
+    import polars as pl
+
+    names = pl.Series(SPLITS)
+    interactions = pl.DataFrame(
+        {
+            "user": users[order].astype(np.int32),
+            "item": items[order].astype(np.int32),
+            "split": names.gather(split[order]),
+        }
+    )
+    user_table = pl.DataFrame(
+        {"index": np.arange(len(user_ids), dtype=np.int32), "user_id": pl.Series(user_ids, dtype=pl.String)}
+    )
+    item_table = pl.DataFrame(
+        {"index": np.arange(len(item_ids), dtype=np.int32), "item_id": pl.Series(item_ids, dtype=pl.String)}
+    )
+    texts = [_reviews(raw, rows, users, items, split, order)]
+    titles = pl.DataFrame(schema={"item_id": pl.String, "title": pl.String})
+    if raw.items is not None:
+        described = item_table.join(raw.items, on="item_id", how="inner", maintain_order="left")
+        texts.append(_about("item", pl.lit(None, pl.Int32), pl.col("index"), described))
+        titles = raw.items.select("item_id", "title")
+    if raw.users is not None:
+        described = user_table.join(raw.users, on="user_id", how="inner", maintain_order="left")
+        texts.append(_about("user", pl.col("index"), pl.lit(None, pl.Int32), described))
+    return {
+        "interactions": interactions,
+        "texts": pl.concat(texts),
+        "users": user_table,
+        "items": item_table.join(titles, on="item_id", how="left", maintain_order="left"),
+    }
+
+
+def _about(kind: str, user: "pl.Expr", item: "pl.Expr", frame: "pl.DataFrame") -> "pl.DataFrame":
+    """Rows of the table of texts; white space is folded, and empty texts are no texts."""
+    import polars as pl
+
+    text = pl.col("text").str.replace_all(r"\s+", " ").str.strip_chars()
+    return frame.select(pl.lit(kind).alias("kind"), user.alias("user"), item.alias("item"), text.alias("text")).filter(
+        pl.col("text").is_not_null() & (pl.col("text") != "")
+    )
+
+
+def _reviews(
+    raw: RawData, rows: np.ndarray, users: np.ndarray, items: np.ndarray, split: np.ndarray, order: np.ndarray
+) -> "pl.DataFrame":
+    """Reviews of the training pairs alone."""
+    import polars as pl
+
+    if "text" not in raw.interactions.collect_schema().names():
+        schema = {"kind": pl.String, "user": pl.Int32, "item": pl.Int32, "text": pl.String}
+        return pl.DataFrame(schema=schema)
+    train = order[split[order] == SPLITS.index("train")]
+    wanted = pl.LazyFrame(
+        {
+            "row": rows[train].astype(np.uint32),
+            "user": users[train].astype(np.int32),
+            "item": items[train].astype(np.int32),
+            "position": np.arange(len(train), dtype=np.uint32),
+        }
+    )
+    with reading(raw.name):
+        found = (
+            raw.interactions.select(pl.col("text").cast(pl.String))
+            .with_row_index("row")
+            .join(wanted, on="row", how="inner")
+            .sort("position")
+            .collect(engine="streaming")
+        )
+    return _about("review", pl.col("user"), pl.col("item"), found)

@@ -1,0 +1,137 @@
+"""Prepared data: what `cllm4rec prepare` wrote, read back."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from scipy.sparse import csr_matrix
+
+FORMAT_VERSION = 1
+SPLITS = ("train", "validation", "test")
+META_FILE = "meta.json"
+TABLES = {
+    "interactions": ("user", "item", "split"),
+    "texts": ("kind", "user", "item", "text"),
+    "users": ("index", "user_id"),
+    "items": ("index", "item_id", "title"),
+}
+
+
+class Histories:
+    """Ragged lists of items, one a user.
+
+    Args:
+        indptr: int64 [num_users + 1]; user u's items are `items[indptr[u]:indptr[u + 1]]`.
+        items: int32 [nnz], oldest first within a user.
+        num_items: size J of the catalog.
+    """
+
+    def __init__(self, indptr: np.ndarray, items: np.ndarray, num_items: int):
+        self.indptr, self.items, self.num_items = indptr, items, num_items
+
+    def __len__(self) -> int:
+        return len(self.indptr) - 1
+
+    def __getitem__(self, user: int) -> np.ndarray:
+        if not -len(self) <= user < len(self):
+            raise IndexError(f"user {user} is out of range; there are {len(self)} users")
+        user %= len(self)
+        return self.items[self.indptr[user] : self.indptr[user + 1]]
+
+    @classmethod
+    def from_lists(cls, lists: Sequence[Sequence[int] | np.ndarray], num_items: int) -> "Histories":
+        """Histories from one list of items a user."""
+        indptr = np.zeros(len(lists) + 1, dtype=np.int64)
+        np.cumsum([len(row) for row in lists], out=indptr[1:])
+        items = np.concatenate([np.asarray(row, dtype=np.int32) for row in lists]) if len(lists) else np.empty(0)
+        return cls(indptr, items.astype(np.int32), num_items)
+
+    def to_csr(self) -> "csr_matrix":
+        """The matrix X of ones, [num_users, num_items] float32."""
+        from scipy.sparse import csr_matrix
+
+        ones = np.ones(len(self.items), dtype=np.float32)
+        return csr_matrix((ones, self.items, self.indptr), shape=(len(self), self.num_items))
+
+
+class PreparedData:
+    """The tables of a prepared directory.
+
+    Args:
+        meta: counts, rules, seed and hash of the source.
+        tables: the four tables as `datasets.Dataset`s.
+    """
+
+    def __init__(self, meta: dict[str, Any], tables: dict[str, "Dataset"]):
+        self.meta = meta
+        self.interactions, self.texts = tables["interactions"], tables["texts"]
+        self.users, self.items = tables["users"], tables["items"]
+        self.num_users, self.num_items = len(self.users), len(self.items)
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike) -> "PreparedData":
+        """Read a prepared directory.
+
+        Args:
+            directory: what `cllm4rec prepare --output` named.
+
+        Raises:
+            DataError: if a file is missing or is not what it should be.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+        from datasets import Dataset
+
+        directory = Path(directory)
+        if not (directory / META_FILE).is_file():
+            raise DataError(
+                f"{directory} holds no {META_FILE}; expected a directory that `cllm4rec prepare --output` wrote"
+            )
+        meta = json.loads((directory / META_FILE).read_text(encoding="utf-8"))
+        if meta.get("format_version") != FORMAT_VERSION:
+            raise DataError(
+                f"{directory} has format version {meta.get('format_version')!r}; this version reads {FORMAT_VERSION}. "
+                "Prepare the data again"
+            )
+        tables = {}
+        for name, columns in TABLES.items():
+            file = directory / f"{name}.parquet"
+            if not file.is_file():
+                raise DataError(f"{directory} lacks {file.name}; prepare the data again")
+            try:
+                table = pq.read_table(file)
+            except (OSError, pa.ArrowException) as error:
+                raise DataError(f"{file} cannot be read as Parquet ({error}); prepare the data again") from error
+            if tuple(table.column_names) != columns:
+                raise DataError(
+                    f"{file} has the columns {', '.join(table.column_names)}; expected {', '.join(columns)}"
+                )
+            tables[name] = Dataset(table)
+        return cls(meta, tables)
+
+    def histories(self, *splits: str) -> Histories:
+        """Every user's items of some splits, oldest first.
+
+        Args:
+            splits: one or more of `train`, `validation`, `test`.
+
+        Raises:
+            ValueError: if a split is unknown.
+        """
+        for split in splits:
+            if split not in SPLITS:
+                raise ValueError(f"Unknown split {split!r}; expected {', '.join(SPLITS)}")
+        table = self.interactions.data.table
+        users, items = (table[name].to_numpy() for name in ("user", "item"))
+        chosen = np.isin(table["split"].to_numpy(), splits)
+        counts = np.bincount(users[chosen], minlength=self.num_users)
+        indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        return Histories(indptr, items[chosen].astype(np.int32), self.num_items)

@@ -1,0 +1,238 @@
+"""Where raw data comes from: any table with a column mapping, or a data set whose layout is known."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import DataError
+from .readers import HUB_SCHEME, read_table, reading, require_columns
+
+if TYPE_CHECKING:
+    import polars as pl
+
+# columns that are read as prose; the value of any other is introduced by the column's name
+_PROSE = {"title", "name", "text", "description", "summary", "abstract", "body", "content", "plot", "profile", "bio"}
+
+
+@dataclass
+class RawData:
+    """Raw rows in one form, whatever they came from.
+
+    Args:
+        interactions: lazy frame with user, item and, where there are any, rating, timestamp and text.
+        items: item_id, title, text of items, or None.
+        users: user_id, text of users, or None.
+        name: what to call the source in meta.json; never a path.
+        files: the source files, for the hash.
+    """
+
+    interactions: "pl.LazyFrame"
+    items: "pl.DataFrame | None" = None
+    users: "pl.DataFrame | None" = None
+    name: str = "table"
+    files: list[Path] = field(default_factory=list)
+
+    def hash(self) -> str:
+        """SHA-256 of the source files in order; of nothing for data that lies in no file."""
+        digest = hashlib.sha256()
+        for path in self.files:
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        return digest.hexdigest()
+
+
+@dataclass
+class TableMapping:
+    """Which columns of a user's own tables mean what.
+
+    Args:
+        interactions: file or `hub:` name of the interactions.
+        user_column: column of user ids.
+        item_column: column of item ids.
+        rating_column: column of ratings, or None for implicit feedback.
+        timestamp_column: column that orders a user's interactions, or None.
+        text_column: column of reviews, or None.
+        items: file of items, or None.
+        item_id_column: its column of item ids; by default `item_column`.
+        item_title_column: its column of titles, or None.
+        item_text_columns: its columns of texts.
+        users: file of users, or None.
+        user_id_column: its column of user ids; by default `user_column`.
+        user_text_columns: its columns of texts.
+    """
+
+    interactions: str
+    user_column: str
+    item_column: str
+    rating_column: str | None = None
+    timestamp_column: str | None = None
+    text_column: str | None = None
+    items: str | None = None
+    item_id_column: str | None = None
+    item_title_column: str | None = None
+    item_text_columns: Sequence[str] = ()
+    users: str | None = None
+    user_id_column: str | None = None
+    user_text_columns: Sequence[str] = ()
+
+
+def from_tables(mapping: TableMapping) -> RawData:
+    """Raw data from a user's own tables.
+
+    Raises:
+        DataError: if a file or a column is missing.
+    """
+    import polars as pl
+
+    frame = read_table(mapping.interactions)
+    wanted = {
+        "user": (mapping.user_column, "--user-column"),
+        "item": (mapping.item_column, "--item-column"),
+        "rating": (mapping.rating_column, "--rating-column"),
+        "timestamp": (mapping.timestamp_column, "--timestamp-column"),
+        "text": (mapping.text_column, "--text-column"),
+    }
+    given = {role: (column, option) for role, (column, option) in wanted.items() if column}
+    with reading(mapping.interactions):
+        found = frame.collect_schema().names()
+    require_columns(found, dict(given.values()), _name(mapping.interactions))
+    chosen = frame.select(pl.col(column).alias(role) for role, (column, _) in given.items())
+    files = [mapping.interactions]
+    items = users = None
+    if mapping.items:
+        files.append(mapping.items)
+        items = _side_table(
+            mapping.items,
+            mapping.item_id_column or mapping.item_column,
+            "--item-id-column",
+            mapping.item_title_column,
+            mapping.item_text_columns,
+            "--item-text-columns",
+            "item_id",
+        )
+    elif mapping.item_text_columns or mapping.item_title_column:
+        raise DataError("--item-title-column and --item-text-columns need a table of items; name it by --items")
+    if mapping.users:
+        files.append(mapping.users)
+        users = _side_table(
+            mapping.users,
+            mapping.user_id_column or mapping.user_column,
+            "--user-id-column",
+            None,
+            mapping.user_text_columns,
+            "--user-text-columns",
+            "user_id",
+        )
+    elif mapping.user_text_columns:
+        raise DataError("--user-text-columns needs a table of users; name it by --users")
+    paths = [Path(file) for file in files if not file.startswith(HUB_SCHEME)]
+    return RawData(chosen, items, users, ", ".join(_name(file) for file in files), paths)
+
+
+def _name(file: str) -> str:
+    return file if file.startswith(HUB_SCHEME) else os.path.basename(file)
+
+
+def _side_table(
+    file: str,
+    id_column: str,
+    id_option: str,
+    title_column: str | None,
+    text_columns: Sequence[str],
+    text_option: str,
+    id_name: str,
+) -> "pl.DataFrame":
+    import polars as pl
+
+    frame = read_table(file)
+    with reading(file):
+        found = frame.collect_schema().names()
+        wanted = {id_column: id_option, **dict.fromkeys(text_columns, text_option)}
+        if title_column:
+            wanted[title_column] = "--item-title-column"
+        require_columns(found, wanted, _name(file))
+        table = frame.select(list(dict.fromkeys(wanted))).collect()
+    parts = {id_name: as_ids(table[id_column], _name(file), id_column)}
+    if id_name == "item_id":
+        titles = table[title_column] if title_column else None
+        parts["title"] = pl.Series([None] * len(table), dtype=pl.String) if titles is None else _plain(titles)
+    texts = {column: _plain(table[column]).to_list() for column in text_columns}
+    parts["text"] = pl.Series(
+        [describe(dict(zip(texts, values, strict=True))) for values in zip(*texts.values(), strict=True)]
+        if texts
+        else [None] * len(table),
+        dtype=pl.String,
+    )
+    return pl.DataFrame(parts).unique(id_name, keep="last", maintain_order=True)
+
+
+def describe(values: dict[str, str | None]) -> str | None:
+    """One text from several columns, as sentences for a language model.
+
+    Args:
+        values: value of each column; None and empty ones are passed over.
+
+    Returns:
+        E.g. `Toy Story. Genres: Animation, Comedy.`, or None when nothing is left.
+    """
+    if len(values) == 1 and next(iter(values)).casefold() in _PROSE:
+        return " ".join((next(iter(values.values())) or "").split()) or None
+    sentences = []
+    for column, value in values.items():
+        value = " ".join((value or "").split())
+        if not value:
+            continue
+        if column.casefold() not in _PROSE:
+            value = f"{column.replace('_', ' ').strip().capitalize()}: {value}"
+        sentences.append(value if value[-1] in ".!?…" else f"{value}.")
+    return " ".join(sentences) or None
+
+
+def _plain(series: "pl.Series") -> "pl.Series":
+    """Any column as strings; lists become comma-separated."""
+    import polars as pl
+
+    if isinstance(series.dtype, pl.List):
+        return series.cast(pl.List(pl.String)).list.join(", ", ignore_nulls=True)
+    return series.cast(pl.String)
+
+
+def as_ids(series: "pl.Series", where: str, column: str) -> "pl.Series":
+    """A column of external ids as strings; whole numbers become their decimal text.
+
+    Raises:
+        DataError: if ids are missing, empty, fractions, or of another type.
+    """
+    import polars as pl
+
+    if series.dtype.is_float():
+        fractions = series.is_not_null() & (series != series.floor()).fill_null(True)
+        _reject(fractions, f"{where} has ids that are no whole numbers in the column {column!r}")
+        series = series.cast(pl.Int64)
+    if not (
+        series.dtype == pl.String or series.dtype.is_integer() or isinstance(series.dtype, (pl.Categorical, pl.Enum))
+    ):
+        raise DataError(
+            f"{where} has the type {series.dtype} in the id column {column!r}; expected text or whole numbers"
+        )
+    ids = series.cast(pl.String)
+    empty = ids.is_null() | (ids.str.strip_chars() == "").fill_null(True)
+    _reject(empty, f"{where} has missing or empty ids in the column {column!r}")
+    return ids
+
+
+def _reject(wrong: "pl.Series", what: str) -> None:
+    if wrong.any():
+        raise DataError(f"{what}: {row_numbers(wrong)}. Remove or mend these rows")
+
+
+def row_numbers(wrong: "pl.Series") -> str:
+    """Which rows are true, e.g. `rows 3, 17 and 5 more`; counted from 1, a header not included."""
+    rows = wrong.arg_true() + 1
+    shown = ", ".join(str(row) for row in rows.head(5))
+    more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
+    return f"row{'s' if len(rows) > 1 else ''} {shown}{more}"

@@ -1,0 +1,77 @@
+"""Writes prepared data through `datasets`, all or nothing."""
+
+import json
+import shutil
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import DataError
+from .prepared import META_FILE, TABLES
+
+if TYPE_CHECKING:
+    import polars as pl
+
+_CARD = """---
+configs:
+{configs}
+---
+# Prepared interactions
+
+Written by `cllm4rec prepare` from {source}: {num_users:,} users, {num_items:,} items; training pairs {train:,},
+validation {validation:,}, test {test:,} (seed {seed}). `interactions` is sorted by user, then from oldest to newest.
+`texts` holds reviews of training pairs only. The filters and their counts are in `meta.json`.
+"""
+
+
+def write_prepared(output: Path, tables: dict[str, "pl.DataFrame"], meta: dict[str, Any]) -> None:
+    """Write the tables, meta.json and a card that lets `datasets.load_dataset` name the tables.
+
+    Args:
+        output: the directory; complete when it appears. One that exists is replaced only then.
+        tables: interactions, texts, users and items.
+        meta: what meta.json holds.
+
+    Raises:
+        DataError: if `output` is a file, or a directory that is not prepared data.
+    """
+    from datasets import Dataset
+    from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+
+    if output.exists() and not (output / META_FILE).is_file():
+        raise DataError(f"{output} exists and is not prepared data, so it is not replaced; choose another --output")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    beside = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.part")
+    beside.mkdir()
+    had_bar = is_progress_bar_enabled()
+    disable_progress_bar()
+    try:
+        for name in TABLES:
+            Dataset(_arrow(tables.pop(name))).to_parquet(beside / f"{name}.parquet")
+        (beside / META_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+        configs = "\n".join(f"- config_name: {name}\n  data_files: {name}.parquet" for name in TABLES)
+        card = _CARD.format(configs=configs, **meta, **meta["splits"])
+        (beside / "README.md").write_text(card, encoding="utf-8")
+        if output.exists():
+            old = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.old")
+            output.rename(old)
+            beside.rename(output)
+            shutil.rmtree(old)
+        else:
+            beside.rename(output)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+        if had_bar:
+            enable_progress_bar()
+
+
+def _arrow(frame: "pl.DataFrame") -> Any:
+    """An Arrow table with the plain types that every reader knows."""
+    import pyarrow as pa
+
+    table = frame.to_arrow(compat_level=None)
+    fields = []
+    for column in table.schema:
+        is_text = pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type)
+        fields.append(pa.field(column.name, pa.string() if is_text else column.type))
+    return table.cast(pa.schema(fields))

@@ -1,0 +1,13 @@
+"""Errors that a user can mend; the command line prints them without a traceback and exits with code 2."""
+
+
+class CLLM4RecError(ValueError):
+    """Base of the errors below."""
+
+
+class DataError(CLLM4RecError):
+    """Input or prepared data that cannot be used."""
+
+
+class UnknownIdError(CLLM4RecError):
+    """An external id that the catalog lacks."""

@@ -1,0 +1,152 @@
+"""Finding, loading and cutting a pretrained backbone language model."""
+
+import contextlib
+import copy
+import importlib.util
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, GgufConfig, PreTrainedModel
+
+PACKAGE_SCHEME = "package://"
+
+_LAYER_COUNT_FIELDS = ("num_hidden_layers", "num_decoder_layers")
+
+
+def locate_backbone(name_or_path: str) -> tuple[str, str | None]:
+    """Translate a backbone's name into the arguments of `from_pretrained`.
+
+    Args:
+        name_or_path: Hub id, directory, path of a GGUF file, `org/repo/file.gguf`, or `package://PACKAGE/FILE`.
+
+    Returns:
+        The name or directory, and the GGUF file name in it or `None`.
+
+    Raises:
+        FileNotFoundError: if a GGUF file or a package's file does not exist.
+        ModuleNotFoundError: if the package is not installed.
+    """
+    path = name_or_path
+    if path.startswith(PACKAGE_SCHEME):
+        package, _, file = path.removeprefix(PACKAGE_SCHEME).partition("/")
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+        if spec is None or not spec.submodule_search_locations:
+            raise ModuleNotFoundError(
+                f"The backbone {name_or_path!r} lies in the package {package!r}, which is not installed. "
+                f"Install it: pip install {package.replace('_', '-')}"
+            )
+        path = os.path.join(next(iter(spec.submodule_search_locations)), file)
+        if not os.path.exists(path):
+            raise FileNotFoundError(
+                f"The package {package!r} is installed but holds no file {file!r} ({name_or_path!r})"
+            )
+    if not path.endswith(".gguf"):
+        return path, None
+    directory, file = os.path.split(path)
+    if not os.path.isfile(path) and (os.path.isabs(path) or directory.count("/") != 1):
+        raise FileNotFoundError(
+            f"No GGUF file at {name_or_path!r}; expected a path, or 'org/repo/file.gguf' on the Hub"
+        )
+    return directory or ".", file
+
+
+def load_backbone(
+    name_or_path: str,
+    revision: str | None = None,
+    num_layers: int | None = None,
+    config: Any = None,
+    dtype: torch.dtype | str | None = None,
+    **kwargs: Any,
+) -> PreTrainedModel:
+    """Load a pretrained language model with its head, optionally only its first layers.
+
+    Args:
+        name_or_path: see `locate_backbone`.
+        revision: revision of a Hub repository.
+        num_layers: keep only the first so many layers (encoder and decoder alike); `None` keeps all.
+        config: configuration to load with instead of the stored one, as recorded in a checkpoint.
+        dtype: dtype of the weights; `None` or `"auto"` takes the stored one, float32 for GGUF files.
+        kwargs: passed on to `from_pretrained` (`attn_implementation`, `cache_dir`, `token`, …).
+
+    Returns:
+        A causal or sequence-to-sequence language model.
+
+    Raises:
+        ValueError: if it has fewer than `num_layers` layers.
+    """
+    path, gguf_file = locate_backbone(name_or_path)
+    if gguf_file is not None:
+        kwargs["gguf_file"] = gguf_file
+    if revision is not None:
+        kwargs["revision"] = revision
+    stored = None
+    if config is None:
+        config_keys = ("revision", "gguf_file", "cache_dir", "force_download", "local_files_only", "token")
+        stored = AutoConfig.from_pretrained(path, **{k: v for k, v in kwargs.items() if k in config_keys})
+        config = cut_layers(stored, num_layers)
+    if gguf_file is not None:
+        # packed GGUF weights would be multiplied in float32 by a kernel of their own, and could not be saved
+        kwargs["quantization_config"] = GgufConfig(dequantize=True)
+        if dtype in (None, "auto"):
+            dtype = torch.float32
+    auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    is_cut = stored is None or config.num_hidden_layers < stored.num_hidden_layers
+    with _without_unexpected_key_report() if is_cut else contextlib.nullcontext():
+        backbone = auto_class.from_pretrained(path, config=config, dtype=dtype or "auto", **kwargs)
+    if gguf_file is not None:
+        _forget_quantization(backbone)
+    return backbone
+
+
+def cut_layers(config: Any, num_layers: int | None) -> Any:
+    """A copy of a backbone's configuration with only the first `num_layers` layers.
+
+    Args:
+        config: the backbone's configuration.
+        num_layers: number of layers to keep; `None` keeps all.
+
+    Raises:
+        ValueError: if `num_layers` is not between 1 and the number of layers.
+    """
+    config = copy.deepcopy(config)
+    if num_layers is None:
+        return config
+    if not 1 <= num_layers <= config.num_hidden_layers:
+        raise ValueError(
+            f"num_layers must lie between 1 and the backbone's {config.num_hidden_layers} layers, got {num_layers}"
+        )
+    for field in _LAYER_COUNT_FIELDS:
+        if getattr(config, field, None) is not None:
+            setattr(config, field, num_layers)
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:num_layers]
+    return config
+
+
+def _forget_quantization(model: PreTrainedModel) -> None:
+    # a model read from GGUF refuses save_pretrained although its weights are plain floats by now
+    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
+        if hasattr(model, name):
+            delattr(model, name)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+
+
+@contextlib.contextmanager
+def _without_unexpected_key_report() -> Iterator[None]:
+    # the layers that were cut away would be listed one by one as unexpected keys
+    def keep(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    loading_report = logging.getLogger("transformers.utils.loading_report")
+    for target in (logger, loading_report):
+        target.addFilter(keep)
+    try:
+        yield
+    finally:
+        for target in (logger, loading_report):
+            target.removeFilter(keep)

@@ -1,0 +1,100 @@
+"""The item head: from a hidden state and the items of a history to one vector that scores the whole catalog."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .configuration_cllm4rec import CLLM4RecConfig
+
+# hidden states behind the two item softmaxes are differently distributed, so each is centred by its own numbers
+CALIBRATED_TASKS = ("collaborative", "recommendation")
+
+
+class ItemHead(nn.Module):
+    """Query vector of a context; item logits are query · Z^l_item (+ bias).
+
+    query = a · (h − m) / s + γ · (Σ_{i in history} q_i) R, where m, s are stored statistics of h, a the logit scale,
+    q the query table of the history term (J x r) and R its basis (r x d, orthonormal rows). The second summand is a
+    skip connection from the items of the prompt to the score; γ and q are learned. With neutral configuration the
+    query is h itself: the tied head of the paper.
+
+    Args:
+        config: says which parts exist.
+    """
+
+    def __init__(self, config: CLLM4RecConfig):
+        super().__init__()
+        size = config.hidden_size
+        float32 = {"dtype": torch.float32}
+        self.center_hidden = config.center_hidden
+        if config.center_hidden:
+            for task in CALIBRATED_TASKS:
+                self.register_buffer(f"{task}_mean", torch.zeros(size, **float32))
+                self.register_buffer(f"{task}_scale", torch.ones((), **float32))
+        if config.learn_logit_scale:
+            self.logit_scale = nn.Parameter(torch.full((), config.logit_scale, **float32))
+        else:
+            self.register_buffer("logit_scale", torch.full((), config.logit_scale, **float32))
+        self.item_bias = nn.Parameter(torch.zeros(config.num_items, **float32)) if config.item_bias else None
+        if config.history_rank:
+            self.history_scale = nn.Parameter(torch.ones((), **float32))
+            self.history_queries = nn.Embedding(config.num_items, config.history_rank, **float32)
+            self.register_buffer("history_basis", torch.eye(config.history_rank, size, **float32))
+        else:
+            self.history_queries = None
+        self._initial_logit_scale = config.logit_scale
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Set every part to its neutral start: identity calibration, zero bias, a history term that adds nothing."""
+        if self.center_hidden:
+            for task in CALIBRATED_TASKS:
+                getattr(self, f"{task}_mean").zero_()
+                getattr(self, f"{task}_scale").fill_(1.0)
+        self.logit_scale.fill_(self._initial_logit_scale)
+        if self.item_bias is not None:
+            self.item_bias.zero_()
+        if self.history_queries is not None:
+            self.history_scale.fill_(1.0)
+            self.history_queries.weight.zero_()
+            self.history_basis.copy_(torch.eye(*self.history_basis.shape))
+
+    def center(self, hidden: Tensor, task: str) -> Tensor:
+        """Hidden states [..., d] as float32, centred and scaled by the stored statistics of a task."""
+        hidden = hidden.float()
+        if not self.center_hidden:
+            return hidden
+        return (hidden - getattr(self, f"{task}_mean")) / getattr(self, f"{task}_scale")
+
+    def item_queries(self, items: Tensor, is_item: Tensor) -> Tensor | None:
+        """Rows of the history term's query table, [..., r] float32, 0 where there is no item; None without the term.
+
+        Args:
+            items: [...] int64 item indices, anything where `is_item` is false.
+            is_item: [...] bool.
+        """
+        if self.history_queries is None:
+            return None
+        rows = self.history_queries(items[is_item])
+        out = torch.zeros(*items.shape, rows.shape[-1], dtype=rows.dtype, device=rows.device)
+        return out.index_put((is_item,), rows)
+
+    def query(self, hidden: Tensor, history: Tensor | None, task: str) -> Tensor:
+        """The vector that scores the catalog.
+
+        Args:
+            hidden: [R, d] hidden states of the backbone.
+            history: [R, r] float32, sum of the history's item queries, or None.
+            task: whose calibration applies, `collaborative` or `recommendation`.
+
+        Returns:
+            [R, d] float32.
+        """
+        query = self.logit_scale * self.center(hidden, task)
+        if history is not None:
+            query = query + self.history_scale * (history @ self.history_basis)
+        return query
+
+    def logits(self, query: Tensor, item_table: Tensor) -> Tensor:
+        """Item logits [R, J] float32 from queries [R, d] and the item table [J, d]."""
+        return F.linear(query, item_table, self.item_bias)

@@ -1,0 +1,132 @@
+"""The parts of the training losses, each summed over the documents of a batch."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# rows of logits held at once over a frozen vocabulary; 256 rows of 50,000 float32 logits take 51 MB
+_CHUNK_ROWS = 256
+
+
+class _FrozenHeadCrossEntropy(torch.autograd.Function):
+    """Cross entropy through a frozen output matrix, in chunks of rows; the gradient is computed on the way forward.
+
+    torch's own chunked `linear_cross_entropy` adds up a bfloat16 loss in bfloat16, several per cent off at 500 rows.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, target: Tensor
+    ) -> Tensor:
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        gradient = torch.empty_like(hidden) if hidden.requires_grad else None
+        for start in range(0, hidden.shape[0], _CHUNK_ROWS):
+            rows = slice(start, start + _CHUNK_ROWS)
+            logits = F.linear(hidden[rows], weight, bias).float()
+            if softcap is not None:
+                squashed = torch.tanh(logits / softcap)
+                logits = squashed * softcap
+            index = target[rows].unsqueeze(1)
+            log_normalizer = torch.logsumexp(logits, dim=-1, keepdim=True)
+            total += (log_normalizer - logits.gather(1, index)).sum()
+            if gradient is not None:
+                probability = logits.sub_(log_normalizer).exp_()
+                probability.scatter_add_(1, index, torch.full_like(index, -1, dtype=probability.dtype))
+                if softcap is not None:
+                    probability *= 1 - squashed**2
+                gradient[rows] = probability.to(weight.dtype) @ weight
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor):
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_output.to(gradient.dtype), None, None, None, None
+
+
+def vocabulary_cross_entropy(
+    hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None, softcap: float | None = None
+) -> Tensor:
+    """Sum of −log p(target) under the vocabulary's softmax, never holding all logits when the head is frozen.
+
+    Args:
+        hidden: [R, d], float.
+        weight: [N, d], same dtype as `hidden`.
+        target: [R] int64 in [0, N).
+        bias: [N] or None.
+        softcap: bound c of logits squashed to c·tanh(logits / c), as some backbones do; None for plain logits.
+
+    Returns:
+        Scalar float32.
+    """
+    if not weight.requires_grad and (bias is None or not bias.requires_grad):
+        return _FrozenHeadCrossEntropy.apply(hidden, weight, bias, softcap, target)
+    logits = vocabulary_logits(hidden, weight, bias, softcap)
+    return F.cross_entropy(logits.float(), target, reduction="sum")
+
+
+def vocabulary_logits(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None = None, softcap: float | None = None
+) -> Tensor:
+    """Logits over the vocabulary, [..., N], with the backbone's bias and soft cap."""
+    logits = F.linear(hidden, weight, bias)
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def multinomial_nll(logits: Tensor, target: Tensor) -> Tensor:
+    """Sum over documents of −Σ_{j in hold-out} log p_j, one multinomial over all J items a document (RecLLM).
+
+    Args:
+        logits: [B, J] float32.
+        target: [B, M] int64 item indices, −100 where a document has fewer hold-out items.
+
+    Returns:
+        Scalar float32.
+    """
+    valid = target >= 0
+    picked = logits.gather(1, target.clamp(min=0))
+    log_normalizer = torch.logsumexp(logits, dim=-1, keepdim=True)
+    return ((log_normalizer - picked) * valid).sum()
+
+
+def distinct_rows(ids: Tensor, offset: int, size: int) -> tuple[Tensor, Tensor]:
+    """The table rows that the documents mention, each counted once a document.
+
+    Args:
+        ids: [B, T] int64 token ids; anything outside the table is passed over.
+        offset: token id of the table's row 0.
+        size: number of rows of the table.
+
+    Returns:
+        rows [R] int64, ascending, and the number of documents that mention each, [R] int64.
+    """
+    document = torch.arange(ids.shape[0], device=ids.device).unsqueeze(1).expand_as(ids)
+    inside = (ids >= offset) & (ids < offset + size)
+    pairs = torch.unique(document[inside] * size + (ids[inside] - offset))
+    return torch.unique(pairs % size, return_counts=True)
+
+
+def mutual_regularization(
+    ids: Tensor, offset: int, learning: Tensor, fixed: Tensor, lambda_c: float, prior: float = 0.0
+) -> Tensor:
+    """λ_c/2 · Σ ‖z − z'‖² over each document's distinct rows of one table, plus prior/2 · Σ ‖z‖².
+
+    The fixed table receives no gradient (the L-step moves no content table, the C-step no collaborative one).
+
+    Args:
+        ids: [B, T] int64 token ids of whole documents, prompt and main text.
+        offset: token id of the table's row 0.
+        learning: [R, d] table that is being learned in this step.
+        fixed: [R, d] its counterpart.
+        lambda_c: precision of the one around the other.
+        prior: λ_l for the collaborative table, else 0.
+
+    Returns:
+        Scalar float32, the sum over documents.
+    """
+    rows, counts = distinct_rows(ids, offset, learning.shape[0])
+    z = learning[rows]
+    squares = lambda_c * (z - fixed[rows].detach()).pow(2).sum(-1)
+    if prior:
+        squares = squares + prior * z.pow(2).sum(-1)
+    return 0.5 * (squares * counts).sum()

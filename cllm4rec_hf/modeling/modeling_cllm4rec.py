@@ -1,0 +1,254 @@
+"""CLLM4Rec: user and item tokens inside a frozen pretrained language model (Zhu et al., WWW 2024)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+from .losses_cllm4rec import (
+    multinomial_nll,
+    mutual_regularization,
+    vocabulary_cross_entropy,
+    vocabulary_logits,
+)
+from .pretrained_cllm4rec import CLLM4RecPreTrainedModel
+
+TASKS = ("collaborative", "content", "recommendation")
+
+
+@dataclass
+class CLLM4RecOutput(ModelOutput):
+    """What a CLLM4Rec model returns; each loss is the mean over the batch's documents.
+
+    Args:
+        loss: scalar, the sum of the parts below.
+        lm_loss: scalar, −Σ_k log p(main text token k) of a document (collaborative and content tasks).
+        rec_loss: scalar, −Σ_{j in hold-out} log p_j of a document (recommendation task).
+        mr_loss: scalar, λ_c/2 Σ ‖z^l − z^c‖² (+ λ_l/2 Σ ‖z^l‖²) over a document's distinct users and items.
+        logits: content: [B, T, N]; collaborative: [B, T, J]; recommendation: [B, J]. None while a loss is asked for
+            in training mode, where no step needs them.
+        last_hidden_state: [B, T, d] hidden states of the backbone (of its decoder), `CLLM4RecModel` only.
+    """
+
+    loss: Tensor | None = None
+    lm_loss: Tensor | None = None
+    rec_loss: Tensor | None = None
+    mr_loss: Tensor | None = None
+    logits: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+
+
+class CLLM4RecModel(CLLM4RecPreTrainedModel):
+    """Hidden states of prompts and documents with user and item tokens, without a task's head."""
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        task: str = "collaborative",
+    ) -> CLLM4RecOutput:
+        """Run the backbone.
+
+        Args:
+            input_ids: [B, T] int64.
+            attention_mask: [B, T] or None.
+            decoder_input_ids: [B, M] int64 for encoder-decoder backbones; by default its start token alone.
+            task: whose tables the ID tokens are read from: `collaborative`, `content` or `recommendation`.
+
+        Returns:
+            `last_hidden_state` [B, T, d] (or [B, M, d]).
+        """
+        if self.config.is_encoder_decoder and decoder_input_ids is None:
+            decoder_input_ids = self.start_ids(len(input_ids))
+        hidden = self.encode(input_ids, attention_mask, decoder_input_ids, _known(task))
+        return CLLM4RecOutput(last_hidden_state=hidden)
+
+
+class _CLLM4RecForTask(CLLM4RecPreTrainedModel):
+    task: str
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        task: str | None = None,
+        regularize: bool = True,
+    ) -> CLLM4RecOutput:
+        """Logits, and the loss of a batch of documents.
+
+        Args:
+            input_ids: [B, T] int64: prompt and main text without a gap; the prompt alone for encoder-decoder backbones
+                and for the recommendation task.
+            attention_mask: [B, T], 1 for tokens, 0 for padding; None for no padding.
+            labels: int64, −100 where nothing is to be predicted. Language-model tasks: [B, T] token ids in place (the
+                model shifts them), or [B, M] for encoder-decoder backbones. Recommendation: [B, M] token ids of the
+                hold-out items.
+            decoder_input_ids: [B, M] int64, encoder-decoder backbones without labels.
+            task: another task than the class's own, for trainers that alternate tasks on one model.
+            regularize: whether the loss includes mutual regularization.
+
+        Returns:
+            `CLLM4RecOutput` with the parts of the loss named.
+
+        Raises:
+            ValueError: if an id or label is out of the task's range.
+        """
+        task = _known(task or self.task)
+        if task == "recommendation":
+            return self._recommend(input_ids, attention_mask, labels, regularize)
+        return self._language_model(task, input_ids, attention_mask, labels, decoder_input_ids, regularize)
+
+    def _language_model(
+        self,
+        task: str,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        labels: Tensor | None,
+        decoder_input_ids: Tensor | None,
+        regularize: bool,
+    ) -> CLLM4RecOutput:
+        if labels is not None:
+            inside = labels[labels != -100]
+            if task == "content":
+                self._check_range(inside, self.first_user_id, "labels of a content document")
+            else:
+                self._check_range(inside, self.num_token_ids, "labels of an interaction document", self.first_item_id)
+        main_ids = input_ids
+        if self.config.is_encoder_decoder:
+            if decoder_input_ids is None and labels is not None:
+                decoder_input_ids = self.shift_right(labels)
+            main_ids = decoder_input_ids
+        hidden = self.encode(input_ids, attention_mask, decoder_input_ids, task)
+        output = CLLM4RecOutput()
+        if labels is None or not self.training:
+            output.logits = self._token_logits(task, hidden, main_ids)
+        if labels is None:
+            return output
+        if not self.config.is_encoder_decoder:
+            labels, hidden, main_ids = labels[:, 1:], hidden[:, :-1], main_ids[:, :-1]
+        predicted = labels != -100
+        if task == "content":
+            weight, bias, softcap = self._vocabulary_head()
+            total = vocabulary_cross_entropy(hidden[predicted], weight, labels[predicted], bias, softcap)
+        else:
+            history = self._running_history(main_ids)
+            query = self.item_head.query(hidden[predicted], None if history is None else history[predicted], task)
+            logits = self.item_head.logits(query, self.collaborative_item_embeddings.weight)
+            target = labels[predicted] - self.first_item_id
+            total = nn.functional.cross_entropy(logits, target, reduction="sum")
+        documents = input_ids.shape[0]
+        output.lm_loss = output.loss = total / documents
+        if regularize:
+            ids = torch.cat([input_ids, labels], dim=1) if self.config.is_encoder_decoder else input_ids
+            output.mr_loss = self._mutual_regularization(ids, task) / documents
+            output.loss = output.lm_loss + output.mr_loss
+        return output
+
+    def _token_logits(self, task: str, hidden: Tensor, main_ids: Tensor) -> Tensor:
+        if task == "content":
+            return vocabulary_logits(hidden, *self._vocabulary_head())
+        query = self.item_head.query(hidden, self._running_history(main_ids), task)
+        return self.item_head.logits(query, self.collaborative_item_embeddings.weight)
+
+    def _running_history(self, ids: Tensor) -> Tensor | None:
+        # position t predicts the token after it, so the item at t already belongs to its history
+        queries = self.item_head.item_queries(ids - self.first_item_id, ids >= self.first_item_id)
+        return None if queries is None else queries.cumsum(dim=1)
+
+    def _vocabulary_head(self) -> tuple[Tensor, Tensor | None, float | None]:
+        head = self.backbone.get_output_embeddings()
+        softcap = getattr(self.config.text_config, "final_logit_softcapping", None)
+        return head.weight, getattr(head, "bias", None), softcap
+
+    def prompt_states(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Hidden states that answer recommendation prompts: at the last token, or the decoder's first position.
+
+        Args:
+            input_ids: [B, T] int64 prompts.
+            attention_mask: [B, T] or None.
+
+        Returns:
+            [B, d] in the backbone's dtype.
+        """
+        if self.config.is_encoder_decoder:
+            return self.encode(input_ids, attention_mask, self.start_ids(len(input_ids)))[:, 0]
+        hidden = self.encode(input_ids, attention_mask)
+        if attention_mask is None:
+            return hidden[:, -1]
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        end = (positions * (attention_mask != 0)).argmax(dim=-1)
+        return hidden[torch.arange(len(end), device=end.device), end]
+
+    def recommendation_queries(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """The vectors that score the catalog, one forward pass of the prompts.
+
+        Args:
+            input_ids: [B, T] int64 prompts.
+            attention_mask: [B, T] or None.
+
+        Returns:
+            [B, d] float32; item logits are their product with the collaborative item table, plus the head's bias.
+        """
+        queries = self.item_head.item_queries(input_ids - self.first_item_id, input_ids >= self.first_item_id)
+        history = None if queries is None else queries.sum(dim=1)
+        return self.item_head.query(self.prompt_states(input_ids, attention_mask), history, "recommendation")
+
+    def _recommend(
+        self, input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor | None, regularize: bool
+    ) -> CLLM4RecOutput:
+        if labels is not None:
+            self._check_range(
+                labels[labels != -100], self.num_token_ids, "labels (hold-out items)", self.first_item_id
+            )
+        query = self.recommendation_queries(input_ids, attention_mask)
+        logits = self.item_head.logits(query, self.collaborative_item_embeddings.weight)
+        if labels is None:
+            return CLLM4RecOutput(logits=logits)
+        documents = input_ids.shape[0]
+        target = torch.where(labels == -100, labels, labels - self.first_item_id)
+        rec_loss = multinomial_nll(logits, target) / documents
+        output = CLLM4RecOutput(loss=rec_loss, rec_loss=rec_loss, logits=None if self.training else logits)
+        if regularize:
+            ids = torch.cat([input_ids, labels], dim=1)
+            output.mr_loss = self._mutual_regularization(ids, "recommendation") / documents
+            output.loss = rec_loss + output.mr_loss
+        return output
+
+    def _mutual_regularization(self, ids: Tensor, task: str) -> Tensor:
+        users, items, content_users, content_items = (table.weight for table in self.tables())
+        prior = self.config.lambda_l
+        if task == "content":
+            users, items, content_users, content_items = content_users, content_items, users, items
+            prior = 0.0
+        precision = self.config.lambda_c
+        return mutual_regularization(
+            ids, self.first_user_id, users, content_users, precision, prior
+        ) + mutual_regularization(ids, self.first_item_id, items, content_items, precision, prior)
+
+
+class CLLM4RecForCollaborative(_CLLM4RecForTask):
+    """Collaborative LM: predicts the items of an interaction document over the J items (L-step)."""
+
+    task = "collaborative"
+
+
+class CLLM4RecForContent(_CLLM4RecForTask):
+    """Content LM: predicts the words of a review, an item's or a user's text over the N words (C-step)."""
+
+    task = "content"
+
+
+class CLLM4RecForRecommendation(_CLLM4RecForTask):
+    """RecLLM: one forward pass of a prompt gives one multinomial over the whole catalog."""
+
+    task = "recommendation"
+
+
+def _known(task: str) -> str:
+    if task not in TASKS:
+        raise ValueError(f"Unknown task {task!r}; expected one of {', '.join(TASKS)}")
+    return task

@@ -1,0 +1,1 @@
+"""The tokenizer; a flat sibling because it travels to the Hub."""

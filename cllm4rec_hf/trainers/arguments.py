@@ -1,0 +1,60 @@
+"""Arguments of the three trainers."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class CLLM4RecTrainingArguments(TrainingArguments):
+    """What the trainers share beyond `TrainingArguments`, with defaults that fit tables beside a frozen backbone.
+
+    Args:
+        content_learning_rate: learning rate of the content tables; None takes `learning_rate`.
+        user_learning_rate: learning rate of the collaborative user table; None takes `learning_rate`.
+        head_learning_rate: learning rate of the item head's own parameters; None takes `learning_rate`.
+    """
+
+    content_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the content tables; by default learning_rate."}
+    )
+    user_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the collaborative user table; by default learning_rate."}
+    )
+    head_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the item head's parameters; by default learning_rate."}
+    )
+    learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the collaborative item table."})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Documents in a micro-batch."})
+    lr_scheduler_type: Any = field(default="constant", metadata={"help": "Learning rate schedule."})
+    # the loss is a sum over a document's tokens: a norm bound made for token means would always be in force
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; 0 turns it off."})
+    logging_strategy: Any = field(default="epoch", metadata={"help": "When to log."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN losses; they stop training here."})
+    save_strategy: Any = field(default="epoch", metadata={"help": "When to save a checkpoint."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
+    remove_unused_columns: bool | None = field(default=False, metadata={"help": "Corpora have no unused columns."})
+    dataloader_pin_memory: bool = field(default=False, metadata={"help": "Pin memory in data loaders."})
+
+
+@dataclass
+class ContentArguments(CLLM4RecTrainingArguments):
+    """Stage 1, content warm-up: the content LM alone."""
+
+
+@dataclass
+class MutualRegularizationArguments(CLLM4RecTrainingArguments):
+    """Stage 2: L-steps and C-steps in turn."""
+
+
+@dataclass
+class RecommendationArguments(CLLM4RecTrainingArguments):
+    """Stage 3: recommendation fine-tuning; validated each epoch, the best epoch is kept."""
+
+    eval_strategy: Any = field(default="epoch", metadata={"help": "When to validate."})
+    load_best_model_at_end: bool | None = field(default=True, metadata={"help": "Keep the best epoch."})
+    metric_for_best_model: str | None = field(
+        default="score", metadata={"help": "Metric that chooses the best epoch; score is the sum of all metrics."}
+    )
+    greater_is_better: bool | None = field(default=True, metadata={"help": "Whether a larger metric is better."})

@@ -1,0 +1,234 @@
+"""What the three trainers share: batches of documents, the per-document loss, its parts in the log, safe saving."""
+
+import logging
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, ProgressCallback, Trainer
+from transformers.trainer_utils import seed_worker
+
+from ..data.collators import TaskCollator
+from ..data.corpora import ContentCorpus, DocumentSet, InteractionCorpus
+from ..data.sampling import AlternatingBatchSampler
+from .arguments import CLLM4RecTrainingArguments
+
+logger = logging.getLogger(__name__)
+
+_PARTS = ("lm_loss", "rec_loss", "mr_loss")
+
+
+class BarOnly(ProgressCallback):
+    """The Trainer's progress bar without its lines of raw log dictionaries; `CLLM4RecTrainer` writes the summary."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Write nothing."""
+
+
+class CLLM4RecTrainer(Trainer):
+    """Trains the tables of a CLLM4Rec model on one corpus, or on two whose steps alternate.
+
+    The loss of an optimizer step is the mean over all its documents, whatever the micro-batches, the padding and the
+    number of processes.
+
+    Args:
+        model: a CLLM4Rec model with a task head.
+        args: training arguments.
+        corpora: the corpora; an epoch is one pass over the first.
+        collator: the tasks' collators.
+        catalog: saved beside the tokenizer in every checkpoint, if given.
+        kwargs: further arguments of `Trainer`, e.g. `processing_class` (the tokenizer) and `callbacks`.
+    """
+
+    # compute_loss divides by the documents of the whole optimizer step itself
+    loss_is_scaled_for_ga = True
+    regularize = True
+
+    def __init__(
+        self,
+        model: Any,
+        args: CLLM4RecTrainingArguments,
+        corpora: tuple[InteractionCorpus | ContentCorpus, ...],
+        collator: TaskCollator,
+        catalog: Any = None,
+        **kwargs: Any,
+    ):
+        self.corpora, self.catalog = corpora, catalog
+        super().__init__(model=model, args=args, data_collator=collator, train_dataset=DocumentSet(*corpora), **kwargs)
+        self.remove_callback(PrinterCallback)
+        if not args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(BarOnly)
+        self._reset_record()
+        self._summary: dict[str, float] = {}
+
+    # ---- batches
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of `AlternatingBatchSampler`, sharded over the processes."""
+        seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
+        sampler = AlternatingBatchSampler(
+            self.corpora,
+            self._train_batch_size,
+            self.args.gradient_accumulation_steps * self.args.world_size,
+            seed,
+        )
+        loader = DataLoader(
+            self.train_dataset,
+            batch_sampler=sampler,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
+        return self.accelerator.prepare(loader)
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
+        documents = torch.tensor(sum(len(batch["input_ids"]) for batch in batch_samples), device=device)
+        if self.args.world_size > 1:
+            documents = self.accelerator.gather(documents).sum()
+        return documents
+
+    # ---- loss
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Loss of a micro-batch, so scaled that the sum over an optimizer step is the mean over its documents.
+
+        Raises:
+            FloatingPointError: if the loss is not finite.
+        """
+        outputs = model(**inputs, regularize=self.regularize)
+        documents = len(inputs["input_ids"])
+        loss = outputs.loss
+        if model.training:
+            if not torch.isfinite(loss):
+                raise FloatingPointError(self._divergence(f"the loss of a {inputs['task']} batch is {loss.item()}"))
+            self._record(inputs, outputs, documents)
+        if num_items_in_batch is not None:
+            # the gradients of all processes are averaged, so each counts its share as many times
+            loss = loss * documents * self.args.world_size / num_items_in_batch
+        return (loss, outputs) if return_outputs else loss
+
+    def _divergence(self, what: str) -> str:
+        return (
+            f"Training stopped at step {self.state.global_step}: {what}. The checkpoints in {self.args.output_dir} are "
+            "those of earlier steps, nothing was saved over them. Lower the learning rates "
+            f"(learning_rate {self.args.learning_rate}, content_learning_rate {self.args.content_learning_rate}, "
+            f"user_learning_rate {self.args.user_learning_rate}, head_learning_rate {self.args.head_learning_rate}), "
+            "or train in float32."
+        )
+
+    # ---- optimizer
+
+    def parameter_groups(self, model: Any) -> list[dict[str, Any]]:
+        """Parameters and their learning rates, by what they are."""
+        return [*self._collaborative_groups(model), *self._content_groups(model), *self._other_groups(model)]
+
+    def _collaborative_groups(self, model: Any) -> list[dict[str, Any]]:
+        args = self.args
+        return [
+            _group("user tokens", [model.collaborative_user_embeddings.weight], args.user_learning_rate, args),
+            _group("item tokens", [model.collaborative_item_embeddings.weight], None, args),
+            _group("head", list(model.item_head.parameters()), args.head_learning_rate, args),
+        ]
+
+    def _content_groups(self, model: Any) -> list[dict[str, Any]]:
+        return [_group("content", model.content_parameters(), self.args.content_learning_rate, self.args)]
+
+    def _other_groups(self, model: Any) -> list[dict[str, Any]]:
+        return [_group("backbone", list(model.backbone.parameters()), None, self.args)]
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The optimizer of `args.optim` over `parameter_groups`."""
+        if self.optimizer is None:
+            target = self.model if model is None else model
+            optimizer_class, settings = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(
+                self.args, target
+            )
+            groups = [
+                group for group in self.parameter_groups(self.accelerator.unwrap_model(target)) if group["params"]
+            ]
+            self.optimizer = optimizer_class(groups, **settings)
+        return self.optimizer
+
+    # ---- log
+
+    def _reset_record(self) -> None:
+        self._sums: dict[str, Any] = defaultdict(float)
+        self._counts: dict[str, int] = defaultdict(int)
+        self._since = time.perf_counter()
+
+    def _record(self, inputs: dict[str, Any], outputs: Any, documents: int) -> None:
+        task = inputs["task"]
+        for part in _PARTS:
+            if outputs[part] is not None:
+                self._sums[f"{task}_{part}"] += outputs[part].detach() * documents
+                self._counts[f"{task}_{part}"] += documents
+        mask = inputs["attention_mask"]
+        self._sums["tokens"] += mask.sum()
+        self._counts["cells"] += mask.numel()
+        self._counts["documents"] += documents
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the loss's parts and the speed to the log, and write one summary line an epoch."""
+        if "loss" in logs and self._counts["documents"]:
+            seconds = max(time.perf_counter() - self._since, 1e-9)
+            tokens = float(self._sums.pop("tokens"))
+            for name, total in self._sums.items():
+                logs[name] = round(float(total) / self._counts[name], 4)
+            logs["tokens_per_second"] = round(tokens / seconds, 1)
+            logs["documents_per_second"] = round(self._counts["documents"] / seconds, 1)
+            logs["padding_share"] = round(1 - tokens / self._counts["cells"], 3)
+            self._reset_record()
+            self._summary = {k: v for k, v in logs.items() if k not in ("loss", "grad_norm", "learning_rate", "epoch")}
+            if self.args.eval_strategy == "no":
+                self._write_summary()
+        elif any(name.startswith("eval_") for name in logs):
+            self._summary |= {k: v for k, v in logs.items() if k != "epoch" and not k.endswith("per_second")}
+            self._write_summary()
+            # validation is no part of the training speed
+            self._since = time.perf_counter()
+        super().log(logs, start_time)
+
+    def _write_summary(self) -> None:
+        if self.is_world_process_zero():
+            numbers = "  ".join(f"{name} {value:.4g}" for name, value in self._summary.items())
+            logger.info("%s epoch %.4g  %s", type(self).__name__, self.state.epoch or 0, numbers)
+
+    # ---- saving
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # a gradient can overflow where the loss did not; such tables must not replace good ones
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad and not torch.isfinite(parameter).all():
+                raise FloatingPointError(self._divergence(f"{name} holds values that are not finite"))
+        super()._save_checkpoint(model, trial)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if not self.args.should_save:
+            return
+        directory = Path(output_dir if output_dir is not None else self.args.output_dir)
+        # the Trainer's pickle of its arguments; the recipe's training.yaml says the same in a safe format
+        (directory / "training_args.bin").unlink(missing_ok=True)
+        if self.catalog is not None:
+            self.catalog.save_pretrained(directory)
+
+
+def _group(name: str, parameters: list, learning_rate: float | None, args: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "params": [parameter for parameter in parameters if parameter.requires_grad],
+        "lr": args.learning_rate if learning_rate is None else learning_rate,
+        "weight_decay": args.weight_decay,
+    }

@@ -1,0 +1,81 @@
+"""Calibration of the item head: the statistics that centre hidden states, and the size of the LM's logits."""
+
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..data.corpora import DocumentKey, InteractionCorpus
+
+logger = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def calibrate_head(
+    model: Any,
+    corpus: InteractionCorpus,
+    collator: Any,
+    logit_std: float | None = None,
+    num_documents: int = 256,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> None:
+    """Measure the hidden states that the head will see and store their mean and scale in it.
+
+    The last hidden states of a pretrained model share one large vector, which moves every item's logit alike; without
+    centring, each gradient step goes along it. Does nothing for a head that does not centre.
+
+    Args:
+        model: a CLLM4Rec model with a task head.
+        corpus: interaction documents; their task says which statistics are set.
+        collator: their collator.
+        logit_std: if given, the logit scale is set so that the language model's logits have this standard deviation
+            over the catalog.
+        num_documents: documents to measure on.
+        batch_size: documents in a forward pass.
+        seed: seed of their choice.
+    """
+    head = model.item_head
+    if not head.center_hidden:
+        return
+    generator = np.random.Generator(np.random.PCG64(seed))
+    chosen = generator.permutation(len(corpus))[:num_documents]
+    states = []
+    was_training = model.training
+    model.eval()
+    for start in range(0, len(chosen), batch_size):
+        features = [
+            {"task": corpus.task, "key": DocumentKey(0, int(index), 0), **corpus[int(index)]}
+            for index in chosen[start : start + batch_size]
+        ]
+        batch = {name: x.to(model.device) for name, x in collator(features).items() if name != "task"}
+        states.append(_states(model, corpus.task, batch).float())
+    model.train(was_training)
+    rows = torch.cat(states)
+    mean = rows.mean(dim=0)
+    scale = (rows - mean).pow(2).mean().sqrt().clamp(min=1e-6)
+    getattr(head, f"{corpus.task}_mean").copy_(mean)
+    getattr(head, f"{corpus.task}_scale").copy_(scale)
+    if logit_std is not None:
+        logits = head.center(rows[:1024], corpus.task) @ model.collaborative_item_embeddings.weight.T
+        head.logit_scale.fill_(logit_std / float(logits.std(dim=-1).mean().clamp(min=1e-6)))
+    logger.info(
+        "Head calibrated for the %s task on %d states: norm of the mean %.3g, scale %.3g, logit scale %.3g",
+        corpus.task,
+        len(rows),
+        float(mean.norm()),
+        float(scale),
+        float(head.logit_scale),
+    )
+
+
+def _states(model: Any, task: str, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    if task == "recommendation":
+        return model.prompt_states(batch["input_ids"], batch["attention_mask"])
+    labels = batch["labels"]
+    if model.config.is_encoder_decoder:
+        hidden = model.encode(batch["input_ids"], batch["attention_mask"], model.shift_right(labels))
+        return hidden[labels != -100]
+    hidden = model.encode(batch["input_ids"], batch["attention_mask"])
+    return hidden[:, :-1][labels[:, 1:] != -100]

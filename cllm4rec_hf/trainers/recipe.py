@@ -1,0 +1,319 @@
+"""The whole training: warm start, content warm-up, mutually regularized pretraining, recommendation fine-tuning."""
+
+import dataclasses
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..data.catalog import Catalog
+from ..data.collators import CollaborativeCollator, ContentCollator, RecommendationCollator
+from ..data.corpora import ContentCorpus, InteractionCorpus
+from ..data.prepared import PreparedData
+from ..data.prompts import PromptBuilder
+from ..errors import CLLM4RecError
+from ..evaluation.evaluator import Evaluator
+from ..modeling.modeling_cllm4rec import CLLM4RecForRecommendation
+from ..tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
+from .arguments import ContentArguments, MutualRegularizationArguments, RecommendationArguments
+from .calibration import calibrate_head
+from .content import ContentTrainer
+from .mutual_regularization import MutualRegularizationTrainer
+from .recommendation import RecommendationTrainer
+from .settings import RecipeSettings
+from .warm_start import WarmStart, apply_warm_start, fit_warm_start
+
+logger = logging.getLogger(__name__)
+
+SETTINGS_FILE = "training.yaml"
+LOG_FILE = "training_log.json"
+STAGES_DIRECTORY = "stages"
+
+
+def train(settings: RecipeSettings) -> Path:
+    """Run the three stages and write the checkpoint; an interrupted run goes on from its last checkpoint.
+
+    Args:
+        settings: the run's settings.
+
+    Returns:
+        The checkpoint's directory: tables, tokenizer, catalog, training.yaml and training_log.json.
+
+    Raises:
+        CLLM4RecError: if the output directory holds a run with other settings.
+    """
+    return Recipe(settings).run()
+
+
+class Recipe:
+    """The stages of one run on one model.
+
+    Args:
+        settings: the run's settings.
+    """
+
+    def __init__(self, settings: RecipeSettings):
+        self.settings = settings
+        self.output = Path(settings.output)
+        self.history: dict[str, list[dict[str, Any]]] = {}
+
+    def run(self) -> Path:
+        """Train, save, and return the checkpoint's directory."""
+        if self._is_finished():
+            logger.info("%s already holds this run's checkpoint; nothing to do", self.output)
+            return self.output
+        self._prepare_parts()
+        for number, (name, stage) in enumerate(self._stages().items(), start=1):
+            directory = self.output / STAGES_DIRECTORY / f"{number}-{name}"
+            if (directory / "final").is_dir():
+                logger.info("Stage %d (%s) is done; its tables are read from %s", number, name, directory / "final")
+                self._load_tables(directory / "final")
+                self.history[name] = json.loads((directory / "final" / LOG_FILE).read_text())
+            else:
+                logger.info("Stage %d of 3: %s", number, name)
+                self._run_stage(name, directory, stage)
+        return self._finish()
+
+    # ---- before the stages
+
+    def _is_finished(self) -> bool:
+        file = self.output / SETTINGS_FILE
+        if not file.is_file():
+            if self.output.exists() and any(self.output.iterdir()):
+                raise CLLM4RecError(
+                    f"The output directory {self.output} exists and holds something else than a training run; "
+                    "choose another one by --output"
+                )
+            return False
+        before, now = yaml.safe_load(file.read_text()), self.settings.what_made_it()
+        if before == now:
+            return (self.output / "model.safetensors").is_file()
+        if not self.settings.overwrite:
+            other = [f"{k}: {before.get(k)!r} there, {now.get(k)!r} here" for k in now if before.get(k) != now.get(k)]
+            raise CLLM4RecError(
+                f"{self.output} holds a run with other settings ({'; '.join(other[:4])}). "
+                "Choose another --output, or --overwrite to start again"
+            )
+        shutil.rmtree(self.output)
+        return False
+
+    def _prepare_parts(self) -> None:
+        settings = self.settings
+        self.data = PreparedData.load(settings.data)
+        self.output.mkdir(parents=True, exist_ok=True)
+        (self.output / SETTINGS_FILE).write_text(yaml.safe_dump(settings.what_made_it(), sort_keys=False))
+        self.catalog = Catalog.from_prepared(self.data)
+        start = self._warm_start()
+        dtype = _dtype(settings.dtype)
+        self.model = CLLM4RecForRecommendation.from_backbone(
+            settings.backbone,
+            self.data.num_users,
+            self.data.num_items,
+            num_layers=settings.num_layers,
+            revision=settings.backbone_revision,
+            dtype=dtype,
+            seed=settings.seed,
+            backbone_kwargs={"attn_implementation": _attention(settings, dtype)},
+            preset=settings.preset,
+            lambda_c=settings.lambda_c,
+            lambda_l=settings.lambda_l,
+            max_prompt_length=settings.max_length,
+            center_hidden=settings.center_hidden,
+            learn_logit_scale=settings.center_hidden,
+            item_bias=settings.item_bias,
+            **_start_fields(start, settings),
+        )
+        self._check_context()
+        self.tokenizer = CLLM4RecTokenizer.from_backbone(
+            settings.backbone,
+            num_users=self.data.num_users,
+            num_items=self.data.num_items,
+            base_vocab_size=self.model.config.base_vocab_size,
+        )
+        self.prompts = PromptBuilder(self.tokenizer, self.model.config.is_encoder_decoder)
+        if start is not None:
+            apply_warm_start(self.model, start, settings.seed)
+        histories = self.data.histories("train")
+        length, seed = settings.max_length, settings.seed
+        self.collaborative = InteractionCorpus(histories, "collaborative")
+        self.recommendation = InteractionCorpus(histories, "recommendation", min_items=2)
+        self.content = (
+            ContentCorpus(self.data.texts, self.prompts, settings.max_text_length) if len(self.data.texts) else None
+        )
+        self.collaborative_collator = CollaborativeCollator(self.prompts, length, seed)
+        self.content_collator = ContentCollator(self.prompts, settings.max_text_length, seed)
+        self.recommendation_collator = RecommendationCollator(
+            self.prompts, length, tuple(settings.mask_share), settings.anonymous_share, seed
+        )
+
+    def _warm_start(self) -> WarmStart | None:
+        if self.settings.warm_start == "none":
+            return None
+        return fit_warm_start(self.data, max_rank=512, method=self.settings.warm_start, seed=self.settings.seed)
+
+    def _check_context(self) -> None:
+        context = getattr(self.model.config.text_config, "max_position_embeddings", None)
+        for name in ("max_length", "max_text_length"):
+            value = getattr(self.settings, name)
+            if context is not None and value > context:
+                raise CLLM4RecError(f"{name} {value} exceeds the backbone's context of {context} tokens; lower it")
+
+    # ---- the stages
+
+    def _stages(self) -> dict[str, Callable[[Path], Any]]:
+        stages: dict[str, Callable[[Path], Any]] = {}
+        if self.content is not None and self.settings.content_epochs:
+            stages["content"] = self._content_stage
+        if self.settings.pretraining_epochs:
+            stages["pretraining"] = self._pretraining_stage
+        if self.settings.recommendation_epochs:
+            stages["recommendation"] = self._recommendation_stage
+        return stages
+
+    def _content_stage(self, directory: Path) -> ContentTrainer:
+        settings = self.settings
+        args = ContentArguments(
+            **self._arguments(directory, settings.content_epochs, settings.content_stage_learning_rate),
+        )
+        return ContentTrainer(self.model, args, self.content, self.content_collator, **self._parts())
+
+    def _pretraining_stage(self, directory: Path) -> MutualRegularizationTrainer:
+        settings = self.settings
+        calibrate_head(
+            self.model, self.collaborative, self.collaborative_collator, settings.initial_logit_std, seed=settings.seed
+        )
+        args = MutualRegularizationArguments(
+            **self._arguments(directory, settings.pretraining_epochs, settings.pretraining_learning_rate),
+            **self._group_rates(),
+        )
+        return MutualRegularizationTrainer(
+            self.model,
+            args,
+            self.collaborative,
+            self.collaborative_collator,
+            self.content,
+            self.content_collator,
+            **self._parts(),
+        )
+
+    def _recommendation_stage(self, directory: Path) -> RecommendationTrainer:
+        settings = self.settings
+        calibrate_head(
+            self.model,
+            self.recommendation,
+            self.recommendation_collator,
+            settings.initial_logit_std if not settings.pretraining_epochs else None,
+            seed=settings.seed,
+        )
+        args = RecommendationArguments(
+            **self._arguments(directory, settings.recommendation_epochs, settings.recommendation_learning_rate),
+            **self._group_rates(),
+        )
+        return RecommendationTrainer(
+            self.model,
+            args,
+            self.recommendation,
+            self.recommendation_collator,
+            self.content,
+            self.content_collator,
+            evaluator=Evaluator(self.data, split="validation"),
+            **self._parts(),
+        )
+
+    def _arguments(self, directory: Path, epochs: float | None, learning_rate: float | None) -> dict[str, Any]:
+        settings = self.settings
+        return {
+            "output_dir": str(directory),
+            "num_train_epochs": epochs,
+            "learning_rate": learning_rate,
+            "per_device_train_batch_size": settings.batch_size,
+            "gradient_accumulation_steps": settings.gradient_accumulation_steps,
+            "seed": settings.seed,
+            "report_to": settings.report_to.split(","),
+        }
+
+    def _group_rates(self) -> dict[str, float | None]:
+        names = ("content_learning_rate", "user_learning_rate", "head_learning_rate")
+        return {name: getattr(self.settings, name) for name in names}
+
+    def _parts(self) -> dict[str, Any]:
+        return {"catalog": self.catalog, "processing_class": self.tokenizer}
+
+    def _run_stage(self, name: str, directory: Path, stage: Callable[[Path], Any]) -> None:
+        trainer = stage(directory)
+        last = get_last_checkpoint(str(directory)) if directory.is_dir() else None
+        if last is not None:
+            logger.info("Going on from %s", last)
+        trainer.train(resume_from_checkpoint=last)
+        self.history[name] = trainer.state.log_history
+        if trainer.is_world_process_zero():
+            beside = directory / "final.part"
+            self.model.save_pretrained(beside)
+            (beside / LOG_FILE).write_text(json.dumps(self.history[name]))
+            beside.replace(directory / "final")
+        trainer.accelerator.wait_for_everyone()
+        self._is_main = trainer.is_world_process_zero()
+
+    def _load_tables(self, directory: Path) -> None:
+        missing, unexpected = self.model.load_state_dict(load_file(directory / "model.safetensors"), strict=False)
+        lost = [name for name in missing if not name.startswith("backbone.")]
+        if lost or unexpected:
+            raise CLLM4RecError(f"The tables in {directory} are not this model's: {(lost + unexpected)[:3]}")
+
+    # ---- after the stages
+
+    def _finish(self) -> Path:
+        if not getattr(self, "_is_main", True):
+            return self.output
+        self.model.save_pretrained(self.output)
+        self.tokenizer.save_pretrained(self.output)
+        self.catalog.save_pretrained(self.output)
+        (self.output / LOG_FILE).write_text(json.dumps(self.history, indent=1))
+        # the stages' checkpoints held optimizer states for resuming; nothing needs them any more
+        shutil.rmtree(self.output / STAGES_DIRECTORY, ignore_errors=True)
+        logger.info("The checkpoint lies in %s", self.output)
+        return self.output
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name == "auto":
+        return torch.bfloat16 if _has_bfloat16() else torch.float32
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise CLLM4RecError(f"Unknown dtype {name!r}; expected auto, bfloat16, float16 or float32")
+    return dtype
+
+
+def _has_bfloat16() -> bool:
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    # emulated bfloat16 is slower than float32, so only native instructions count
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(supported and supported())
+
+
+def _attention(settings: RecipeSettings, dtype: torch.dtype) -> str:
+    if settings.attn_implementation != "auto":
+        return settings.attn_implementation
+    # on CPUs the backward pass of bfloat16 SDPA is slow for short sequences
+    is_cpu = not torch.cuda.is_available()
+    return "eager" if is_cpu and dtype == torch.bfloat16 and settings.max_length < 1024 else "sdpa"
+
+
+def _start_fields(start: WarmStart | None, settings: RecipeSettings) -> dict[str, Any]:
+    if start is None:
+        return {}
+    rank = start.keys.shape[1]
+    return {
+        "warm_start": start.method,
+        "warm_start_text_weight": start.text_weight,
+        "warm_start_rank": rank,
+        "history_rank": rank if settings.history_term else 0,
+    }

@@ -1,0 +1,63 @@
+"""Stage 3: recommendation fine-tuning, alternating with C-steps, validated by full ranking."""
+
+from typing import Any
+
+from ..data.collators import ContentCollator, RecommendationCollator, TaskCollator
+from ..data.corpora import ContentCorpus, InteractionCorpus
+from ..inference.ranker import ModelRanker
+from .arguments import RecommendationArguments
+from .base import CLLM4RecTrainer
+
+
+class RecommendationTrainer(CLLM4RecTrainer):
+    """Fine-tunes RecLLM on masked histories; validates by Recall@20, Recall@40 and NDCG@100 and keeps the best epoch.
+
+    Args:
+        model: a `CLLM4RecForRecommendation`.
+        args: training arguments.
+        interactions: interaction documents of the task `recommendation`.
+        collator: their collator.
+        content: the content documents of the C-steps, or None.
+        content_collator: their collator.
+        evaluator: validates the model; required unless `eval_strategy` is `no`.
+        kwargs: see `CLLM4RecTrainer`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        args: RecommendationArguments,
+        interactions: InteractionCorpus,
+        collator: RecommendationCollator,
+        content: ContentCorpus | None = None,
+        content_collator: ContentCollator | None = None,
+        evaluator: Any = None,
+        **kwargs: Any,
+    ):
+        self.evaluator = evaluator
+        corpora = (interactions,) if content is None else (interactions, content)
+        collators = {"recommendation": collator, "content": content_collator}
+        # Trainer asks for an eval_dataset wherever eval_strategy is set
+        super().__init__(model, args, corpora, TaskCollator(collators), eval_dataset=evaluator, **kwargs)
+        self.ranker = ModelRanker(self.model, collator.prompts, collator.max_length)
+
+    def evaluate(  # type: ignore[override]
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Rank the whole catalog for every user with validation items.
+
+        Args:
+            eval_dataset: another evaluator than the trainer's own.
+            ignore_keys: not used.
+            metric_key_prefix: prefix of the metrics' names.
+
+        Returns:
+            The metrics and `…_score`, their sum.
+        """
+        evaluator = self.evaluator if eval_dataset is None else eval_dataset
+        result = evaluator.evaluate(self.ranker, bootstrap=False)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in result.metrics.items()}
+        metrics[f"{metric_key_prefix}_score"] = sum(result.metrics.values())
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics

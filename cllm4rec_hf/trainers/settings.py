@@ -1,0 +1,114 @@
+"""The settings of a training run: a preset, what overrides it, and where things lie; from YAML or flags."""
+
+import argparse
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+from ..errors import CLLM4RecError
+from .presets import PRESETS
+
+
+def _setting(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class RecipeSettings:
+    """What `cllm4rec train` and examples/train.py take. A field left at None takes the preset's value."""
+
+    data: str = _setting("prepared", "Directory that `cllm4rec prepare` wrote.")
+    output: str = _setting("out", "Directory of the checkpoint.")
+    backbone: str | None = _setting(None, "Hub id, directory, GGUF file or package://PACKAGE/FILE of the backbone.")
+    backbone_revision: str | None = _setting(None, "Revision of the backbone's Hub repository.")
+    num_layers: int | None = _setting(None, "Use only the backbone's first so many layers; all by default.")
+    preset: str = _setting("default", "Recipe that fills the settings left out: default or paper.")
+    dtype: str = _setting("auto", "Backbone's dtype: auto (bfloat16 where the machine has it), bfloat16 or float32.")
+    attn_implementation: str = _setting("auto", "Attention of the backbone: auto, eager, sdpa, …")
+    seed: int = _setting(0, "Seed of everything random.")
+    overwrite: bool = _setting(False, "Start again where the output directory holds another run.")
+    report_to: str = _setting("none", "Experiment trackers of the Trainer, comma-separated.")
+    lambda_c: float | None = _setting(None, "Weight of the mutual regularization.")
+    lambda_l: float | None = _setting(None, "Precision of the collaborative embeddings' prior.")
+    warm_start: str | None = _setting(None, "Start of the item tables: none, auto, ease or svd.")
+    history_term: bool | None = _setting(None, "Whether the head has a history term (needs a warm start).")
+    center_hidden: bool | None = _setting(None, "Whether the head centres and scales hidden states.")
+    item_bias: bool | None = _setting(None, "Whether the head has an item bias.")
+    initial_logit_std: float | None = _setting(None, "Standard deviation of the LM's item logits at the start.")
+    max_length: int | None = _setting(None, "Longest interaction document or prompt in tokens.")
+    max_text_length: int | None = _setting(None, "Longest content document in tokens.")
+    mask_share: list[float] | None = _setting(None, "Lowest and highest share of a history that is held out.")
+    anonymous_share: float | None = _setting(None, "Share of training prompts without the user token.")
+    content_epochs: float | None = _setting(None, "Epochs of the content warm-up.")
+    content_stage_learning_rate: float | None = _setting(None, "Learning rate of the content warm-up.")
+    pretraining_epochs: float | None = _setting(None, "Epochs of mutually regularized pretraining.")
+    pretraining_learning_rate: float | None = _setting(None, "Learning rate of pretraining.")
+    recommendation_epochs: float | None = _setting(None, "Epochs of recommendation fine-tuning.")
+    recommendation_learning_rate: float | None = _setting(None, "Learning rate of fine-tuning.")
+    content_learning_rate: float | None = _setting(None, "Learning rate of C-steps; by default the stage's.")
+    user_learning_rate: float | None = _setting(None, "Learning rate of user tokens; by default the stage's.")
+    head_learning_rate: float | None = _setting(None, "Learning rate of the head; by default the stage's.")
+    batch_size: int | None = _setting(None, "Documents in a micro-batch.")
+    gradient_accumulation_steps: int | None = _setting(None, "Micro-batches in an optimizer step.")
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise CLLM4RecError(f"Unknown preset {self.preset!r}; expected one of {', '.join(PRESETS)}")
+        for name, value in PRESETS[self.preset].items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        if not self.backbone:
+            raise CLLM4RecError(
+                "No backbone given; name a pretrained language model by --backbone, e.g. --backbone HuggingFaceTB/SmolLM2-135M"
+            )
+        if self.history_term and self.warm_start == "none":
+            raise CLLM4RecError(
+                "The history term needs a warm start; set warm_start to auto, or history_term to false"
+            )
+
+    def what_made_it(self) -> dict[str, Any]:
+        """The settings that decide the result, for training.yaml and for telling one run from another."""
+        outside = ("output", "overwrite", "report_to")
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in outside}
+
+
+def parse_settings(argv: list[str]) -> RecipeSettings:
+    """Settings from `--config FILE` (YAML) and flags; flags win over the file.
+
+    Args:
+        argv: command-line arguments.
+
+    Raises:
+        CLLM4RecError: if the file cannot be read or names an unknown setting.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    chosen, rest = first.parse_known_args(argv)
+    parser = HfArgumentParser(RecipeSettings, prog="cllm4rec train", allow_abbrev=False)
+    parser.add_argument("--config", help="YAML file of settings; flags win over it.")
+    if chosen.config:
+        parser.set_defaults(**_read_yaml(Path(chosen.config)))
+    (settings,) = parser.parse_args_into_dataclasses(args=rest, return_remaining_strings=False)[:1]
+    return settings
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise CLLM4RecError(f"Cannot read the settings file {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise CLLM4RecError(f"The settings file {path} must hold `name: value` lines")
+    known = [f.name for f in dataclasses.fields(RecipeSettings)]
+    unknown = [name for name in values if name not in known]
+    if unknown:
+        import difflib
+
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise CLLM4RecError(f"{path} has the unknown setting {unknown[0]!r}{hint} Known settings: {', '.join(known)}")
+    return values

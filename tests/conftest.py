@@ -1,0 +1,114 @@
+"""Small random models, tokenizers and prepared data that the tests build themselves."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    T5Config,
+)
+
+FAMILIES = ("gpt2", "llama", "llama-untied", "t5")
+
+WORDS = (
+    "great guitar strings that stay in tune for weeks",
+    "the pedal is noisy and the knob broke after a day",
+    "a comedy about a detective and his dog",
+    "user profile of a teacher who likes drama has interacted with",
+    "writes the following review for the description of is will interact",
+)
+
+
+@pytest.fixture(scope="session")
+def base_tokenizer():
+    """A byte-level BPE tokenizer of some 330 tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=330, special_tokens=["<|end|>"], initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(WORDS, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>")
+
+
+def family_config(family: str, vocab_size: int = 96):
+    """Configuration of a tiny backbone without dropout."""
+    if family == "gpt2":
+        return GPT2Config(
+            vocab_size=vocab_size, n_embd=32, n_layer=2, n_head=4, n_positions=128, attn_pdrop=0.0, embd_pdrop=0.0,
+            resid_pdrop=0.0, bos_token_id=0, eos_token_id=0, pad_token_id=0,
+        )  # fmt: skip
+    if family == "t5":
+        return T5Config(
+            vocab_size=vocab_size, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, dropout_rate=0.0,
+            pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
+        )  # fmt: skip
+    return LlamaConfig(
+        vocab_size=vocab_size, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, bos_token_id=0, eos_token_id=0, pad_token_id=0,
+        tie_word_embeddings=family == "llama",
+    )  # fmt: skip
+
+
+def make_backbone(family: str, vocab_size: int = 96, seed: int = 0):
+    """A tiny random language model with its head, large enough weights for its outputs to differ visibly."""
+    config = family_config(family, vocab_size)
+    torch.manual_seed(seed)
+    auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    model = auto_class.from_config(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1 and "relative_attention" not in name:
+                parameter.mul_(3.0 if family != "t5" else 1.0)
+    return model.eval()
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    """Each backbone family in turn."""
+    return request.param
+
+
+@pytest.fixture
+def saved_backbone(tmp_path, base_tokenizer):
+    """Directory of a tiny LLaMA with its tokenizer, as somebody would have it on disk."""
+    directory = tmp_path / "backbone"
+    make_backbone("llama", vocab_size=len(base_tokenizer) + 6).save_pretrained(directory)
+    base_tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def interactions_file(tmp_path):
+    """A CSV of 24 users and 18 items with two tastes, and a review of each pair."""
+    generator = np.random.Generator(np.random.PCG64(7))
+    lines = ["user,item,rating,review"]
+    for user in range(24):
+        liked = np.arange(9) + 9 * (user % 2)
+        for item in generator.permutation(liked)[:7]:
+            words = WORDS[user % 2].split()
+            text = " ".join(words[int(k)] for k in generator.integers(0, len(words), 6))
+            lines.append(f"u{user:02d},i{item:02d},5,{text} number{item}")
+    path = tmp_path / "interactions.csv"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def prepared(tmp_path, interactions_file):
+    """That CSV as prepared data."""
+    from cllm4rec_hf.cli import main
+
+    output = tmp_path / "prepared"
+    arguments = ["prepare", "--interactions", str(interactions_file), "--user-column", "user", "--item-column", "item"]
+    arguments += ["--rating-column", "rating", "--text-column", "review", "--k-core", "3", "--output", str(output)]
+    assert main(arguments) == 0
+    assert json.loads((output / "meta.json").read_text())
+    return output
