@@ -185,7 +185,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     data = PreparedData.load(options.data)
     results = evaluate_checkpoint(options.model, data, options.split, not options.no_baselines, options.seed)
-    print(format_table(results))
+    print(format_table(list(results.items())))
     name, *others = results
     report = results[name].to_dict()
     report["baselines"] = {other: results[other].to_dict() for other in others}

@@ -76,6 +76,8 @@ class CLLM4RecConfig(PreTrainedConfig):
         for name in ("lambda_c", "lambda_l", "warm_start_text_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be a number of 0 or more, got {getattr(self, name)}")
+        if not self.logit_scale > 0:
+            raise ValueError(f"logit_scale must be positive, got {self.logit_scale}")
         if self.warm_start not in ("none", "ease", "svd"):
             raise ValueError(f"warm_start must be 'none', 'ease' or 'svd', got {self.warm_start!r}")
         if self.history_rank > self.hidden_size:

@@ -1,5 +1,7 @@
 """The item head: from a hidden state and the items of a history to one vector that scores the whole catalog."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,18 +33,30 @@ class ItemHead(nn.Module):
             for task in CALIBRATED_TASKS:
                 self.register_buffer(f"{task}_mean", torch.zeros(size, **float32))
                 self.register_buffer(f"{task}_scale", torch.ones((), **float32))
+        # logarithms: a step changes a scale by a share of itself, whatever its magnitude
+        log_scale = torch.full((), math.log(config.logit_scale), **float32)
         if config.learn_logit_scale:
-            self.logit_scale = nn.Parameter(torch.full((), config.logit_scale, **float32))
+            self.log_logit_scale = nn.Parameter(log_scale)
         else:
-            self.register_buffer("logit_scale", torch.full((), config.logit_scale, **float32))
+            self.register_buffer("log_logit_scale", log_scale)
         self.item_bias = nn.Parameter(torch.zeros(config.num_items, **float32)) if config.item_bias else None
         if config.history_rank:
-            self.history_scale = nn.Parameter(torch.ones((), **float32))
+            self.log_history_scale = nn.Parameter(torch.zeros((), **float32))
             self.history_queries = nn.Embedding(config.num_items, config.history_rank, **float32)
             self.register_buffer("history_basis", torch.eye(config.history_rank, size, **float32))
         else:
             self.history_queries = None
         self._initial_logit_scale = config.logit_scale
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """a, the factor on the language model's part of the logits; scalar float32."""
+        return self.log_logit_scale.exp()
+
+    @property
+    def history_scale(self) -> Tensor:
+        """γ, the factor on the history term; scalar float32."""
+        return self.log_history_scale.exp()
 
     @torch.no_grad()
     def reset(self) -> None:
@@ -51,11 +65,11 @@ class ItemHead(nn.Module):
             for task in CALIBRATED_TASKS:
                 getattr(self, f"{task}_mean").zero_()
                 getattr(self, f"{task}_scale").fill_(1.0)
-        self.logit_scale.fill_(self._initial_logit_scale)
+        self.log_logit_scale.fill_(math.log(self._initial_logit_scale))
         if self.item_bias is not None:
             self.item_bias.zero_()
         if self.history_queries is not None:
-            self.history_scale.fill_(1.0)
+            self.log_history_scale.zero_()
             self.history_queries.weight.zero_()
             self.history_basis.copy_(torch.eye(*self.history_basis.shape))
 

@@ -123,11 +123,9 @@ class _CLLM4RecForTask(CLLM4RecPreTrainedModel):
                 decoder_input_ids = self.shift_right(labels)
             main_ids = decoder_input_ids
         hidden = self.encode(input_ids, attention_mask, decoder_input_ids, task)
-        output = CLLM4RecOutput()
-        if labels is None or not self.training:
-            output.logits = self._token_logits(task, hidden, main_ids)
+        logits = self._token_logits(task, hidden, main_ids) if labels is None or not self.training else None
         if labels is None:
-            return output
+            return CLLM4RecOutput(logits=logits)
         if not self.config.is_encoder_decoder:
             labels, hidden, main_ids = labels[:, 1:], hidden[:, :-1], main_ids[:, :-1]
         predicted = labels != -100
@@ -137,16 +135,16 @@ class _CLLM4RecForTask(CLLM4RecPreTrainedModel):
         else:
             history = self._running_history(main_ids)
             query = self.item_head.query(hidden[predicted], None if history is None else history[predicted], task)
-            logits = self.item_head.logits(query, self.collaborative_item_embeddings.weight)
+            scores = self.item_head.logits(query, self.collaborative_item_embeddings.weight)
             target = labels[predicted] - self.first_item_id
-            total = nn.functional.cross_entropy(logits, target, reduction="sum")
-        documents = input_ids.shape[0]
-        output.lm_loss = output.loss = total / documents
+            total = nn.functional.cross_entropy(scores, target, reduction="sum")
+        lm_loss = total / len(input_ids)
+        mr_loss = None
         if regularize:
             ids = torch.cat([input_ids, labels], dim=1) if self.config.is_encoder_decoder else input_ids
-            output.mr_loss = self._mutual_regularization(ids, task) / documents
-            output.loss = output.lm_loss + output.mr_loss
-        return output
+            mr_loss = self._mutual_regularization(ids, task) / len(input_ids)
+        loss = lm_loss if mr_loss is None else lm_loss + mr_loss
+        return CLLM4RecOutput(loss=loss, lm_loss=lm_loss, mr_loss=mr_loss, logits=logits)
 
     def _token_logits(self, task: str, hidden: Tensor, main_ids: Tensor) -> Tensor:
         if task == "content":
@@ -208,15 +206,18 @@ class _CLLM4RecForTask(CLLM4RecPreTrainedModel):
         logits = self.item_head.logits(query, self.collaborative_item_embeddings.weight)
         if labels is None:
             return CLLM4RecOutput(logits=logits)
-        documents = input_ids.shape[0]
         target = torch.where(labels == -100, labels, labels - self.first_item_id)
-        rec_loss = multinomial_nll(logits, target) / documents
-        output = CLLM4RecOutput(loss=rec_loss, rec_loss=rec_loss, logits=None if self.training else logits)
+        rec_loss = multinomial_nll(logits, target) / len(input_ids)
+        mr_loss = None
         if regularize:
             ids = torch.cat([input_ids, labels], dim=1)
-            output.mr_loss = self._mutual_regularization(ids, "recommendation") / documents
-            output.loss = rec_loss + output.mr_loss
-        return output
+            mr_loss = self._mutual_regularization(ids, "recommendation") / len(input_ids)
+        return CLLM4RecOutput(
+            loss=rec_loss if mr_loss is None else rec_loss + mr_loss,
+            rec_loss=rec_loss,
+            mr_loss=mr_loss,
+            logits=None if self.training else logits,
+        )
 
     def _mutual_regularization(self, ids: Tensor, task: str) -> Tensor:
         users, items, content_users, content_items = (table.weight for table in self.tables())

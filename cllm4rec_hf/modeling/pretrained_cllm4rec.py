@@ -86,6 +86,9 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
         backbone.requires_grad_(False)
         self.backbone = backbone
         self.config.text_config = backbone.config
+        if self.config.backbone_name_or_path is not None:
+            # transformers' Trainer reads this too, and does not miss these keys when it resumes
+            self._keys_to_ignore_on_save = {f"backbone.{key}" for key in backbone.state_dict()}
 
     @classmethod
     def from_backbone(
@@ -207,16 +210,12 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
         """
         include_backbone = include_backbone or self.config.backbone_name_or_path is None
         self.config.includes_backbone = include_backbone
-        before = self._keys_to_ignore_on_save
-        if not include_backbone and self.backbone is not None:
-            self._keys_to_ignore_on_save = set(before or ()) | self._backbone_keys()
+        ignored = self._keys_to_ignore_on_save
+        self._keys_to_ignore_on_save = None if include_backbone else {f"backbone.{k}" for k in self.backbone.state_dict()}
         try:
             return super().save_pretrained(save_directory, **kwargs)
         finally:
-            self._keys_to_ignore_on_save = before
-
-    def _backbone_keys(self) -> set[str]:
-        return {f"backbone.{key}" for key in self.backbone.state_dict()}
+            self._keys_to_ignore_on_save = ignored
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

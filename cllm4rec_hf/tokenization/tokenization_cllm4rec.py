@@ -1,147 +1,29 @@
-"""A tokenizer in which user and item tokens cost nothing: their ids are computed, not stored.
+"""A tokenizer in which user and item tokens take no memory and no loading time: their ids are computed, not stored."""
 
-`<user_i>` has the id N + i and `<item_j>` the id N + I + j. The Rust tokenizer underneath gets a handful of stand-ins,
-one for every possible length of an ID token. Each ID token of a text is replaced by the stand-in of its own length, so
-that all character positions stay what they are, and the Rust tokenizer does the rest: truncation, overflow, pairs,
-padding, offsets. Wherever a stand-in comes out, the text at its position tells which ID token it was.
-"""
-
-import importlib.util
 import json
 import operator
 import os
-import re
-import sys
 from collections.abc import Iterable, Mapping
 from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Any
 
-from tokenizers import AddedToken, Encoding, Tokenizer
-from transformers import AutoConfig, AutoTokenizer, BatchEncoding, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.utils import CONFIG_NAME, cached_file
+from tokenizers import AddedToken, Tokenizer
+from transformers import BatchEncoding, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-ID_TOKEN_PATTERN = re.compile(r"<(user|item)_(0|[1-9][0-9]*)>")
+from .base_tokenizer_cllm4rec import HUB_KEYWORDS, load_base, settings_of
+from .id_tokens_cllm4rec import (
+    ID_TOKEN_PATTERN,
+    KINDS,
+    NO_ID_TOKENS,
+    IdEncoding,
+    IdLayout,
+    after_id_token,
+    mark,
+    stand_ins,
+    unmark,
+)
 
-# Noncharacters of Unicode, "not recommended for use in open interchange": no text should hold them.
-_OPEN, _FILL, _CLOSE = "\ufdd0", "\ufdd1", "\ufdd2"
-_ID_TOKEN_OR_STAND_IN = re.compile(f"{ID_TOKEN_PATTERN.pattern}|{_OPEN}{_FILL}+{_CLOSE}")
-_DECODED_ID_TOKEN = re.compile(f"{_OPEN}((?:user|item)_[0-9]+){_CLOSE}( ?)")
-_CLOSING_PUNCTUATION = frozenset(".,:;!?)]}'’%")
-_LENGTH_WITHOUT_DIGITS = len("<user_>")
-
-_PACKAGE_SCHEME = "package://"
-_HUB_KEYWORDS = (
-    "cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token", "trust_remote_code",
-)  # fmt: skip
-_CARRIED_OVER = (
-    "chat_control_tokens", "chat_template", "clean_up_tokenization_spaces",
-    "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", "model_input_names", "model_max_length",
-    "padding_side", "response_template", "truncation_side",
-)  # fmt: skip
-
-
-def _stand_in(length: int) -> str:
-    return f"{_OPEN}{_FILL * (length - 2)}{_CLOSE}"
-
-
-class _IdLayout(NamedTuple):
-    """Where ID tokens lie: base tokens, stand-ins (Rust ids from `base_length` on), N, then users, then items."""
-
-    base_length: int
-    first_id: int
-    num_users: int
-    num_items: int
-
-    def count(self, kind: str) -> int:
-        return self.num_users if kind == "user" else self.num_items
-
-    def first(self, kind: str) -> int:
-        return self.first_id if kind == "user" else self.first_id + self.num_users
-
-    def check(self, kind: str, index: int, remedy: str = "") -> None:
-        count = self.count(kind)
-        if not 0 <= index < count:
-            valid = f"<{kind}_0> to <{kind}_{count - 1}>" if count else f"none: this tokenizer has no {kind}s"
-            raise ValueError(f"<{kind}_{index}> is out of range; valid {kind} tokens are {valid}.{remedy}")
-
-    def id_of(self, match: re.Match[str], remedy: str = "") -> int:
-        """Id of a matched ID token; a number of thousands of digits, which `int` refuses, is out of range too."""
-        kind, digits = match[1], match[2]
-        if len(digits) > 18:
-            raise ValueError(f"<{kind}_{digits[:18]}…> is out of range; there are {self.count(kind)} {kind}s.{remedy}")
-        self.check(kind, int(digits), remedy)
-        return self.first(kind) + int(digits)
-
-    def token_of(self, token_id: int) -> str | None:
-        for kind in ("user", "item"):
-            index = token_id - self.first(kind)
-            if 0 <= index < self.count(kind):
-                return f"<{kind}_{index}>"
-        return None
-
-
-# while the base class's constructor runs, everything is a token of the base
-_NO_IDS_YET = _IdLayout(sys.maxsize, sys.maxsize, 0, 0)
-
-
-class _IdEncoding:
-    """An `Encoding` with the ID tokens in the places of their stand-ins; all else is the Rust encoding's own."""
-
-    def __init__(self, encoding: Encoding, texts: tuple[Any, ...], layout: _IdLayout):
-        self._encoding, self._texts, self._layout = encoding, texts, layout
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _IdEncoding, (self._encoding, self._texts, self._layout)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._encoding, name)
-
-    def __len__(self) -> int:
-        return len(self._encoding)
-
-    def __repr__(self) -> str:
-        return repr(self._encoding)
-
-    def _id_tokens(self) -> dict[int, re.Match[str]]:
-        """Positions of ID tokens, and what they were in the text."""
-        found, base_length = {}, self._layout.base_length
-        places = [place for place, token_id in enumerate(self._encoding.ids) if token_id >= base_length]
-        if not places:
-            return {}
-        ids, offsets = self._encoding.ids, self._encoding.offsets
-        words, sequences = self._encoding.word_ids, self._encoding.sequence_ids
-        for place in places:
-            text = self._texts[sequences[place] or 0]
-            if not isinstance(text, str):
-                text = text[words[place]]
-            # the start may include white space that the token absorbed, its end is exact
-            end = offsets[place][1]
-            length = ids[place] - base_length + _LENGTH_WITHOUT_DIGITS + 1
-            match = ID_TOKEN_PATTERN.fullmatch(text, end - length, end)
-            if match is None:
-                raise RuntimeError(
-                    f"No ID token in {text!r} at {end - length}:{end}; the base tokenizer moves offsets"
-                )
-            found[place] = match
-        return found
-
-    @property
-    def ids(self) -> list[int]:
-        ids = self._encoding.ids
-        for place, match in self._id_tokens().items():
-            ids[place] = self._layout.id_of(match)
-        return ids
-
-    @property
-    def tokens(self) -> list[str]:
-        tokens = self._encoding.tokens
-        for place, match in self._id_tokens().items():
-            tokens[place] = match[0]
-        return tokens
-
-    @property
-    def overflowing(self) -> list["_IdEncoding"]:
-        return [_IdEncoding(encoding, self._texts, self._layout) for encoding in self._encoding.overflowing]
+__all__ = ["ID_TOKEN_PATTERN", "CLLM4RecTokenizer"]
 
 
 class CLLM4RecTokenizer(PreTrainedTokenizerFast):
@@ -166,7 +48,8 @@ class CLLM4RecTokenizer(PreTrainedTokenizerFast):
             ID tokens of its own.
     """
 
-    _layout = _NO_IDS_YET
+    _tokenizer: Any
+    _layout: IdLayout = NO_ID_TOKENS
     _special_ids: frozenset[int] = frozenset()
     _after_id_token = "exact"
 
@@ -179,28 +62,28 @@ class CLLM4RecTokenizer(PreTrainedTokenizerFast):
         # the base class stores what it is given, under these names, in tokenizer_config.json
         super().__init__(*args, num_users=num_users, num_items=num_items, base_vocab_size=base_vocab_size, **kwargs)
         backend = self._tokenizer
-        for token in ("<user_0>", "<item_0>", _stand_in(_LENGTH_WITHOUT_DIGITS + 1)):
+        hidden = stand_ins(num_users, num_items)
+        for token in ("<user_0>", "<item_0>", hidden[0]):
             if backend.token_to_id(token) is not None:
                 raise ValueError(
                     f"The base tokenizer already has the token {token!r}; start from one without user and item tokens"
                 )
-        digits = len(str(max(num_users, num_items, 1) - 1))
-        stand_ins = [_stand_in(_LENGTH_WITHOUT_DIGITS + 1 + extra) for extra in range(digits)]
+        largest = max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
         # special, so that the backend's own flag for split_special_tokens covers them
-        backend.add_special_tokens([AddedToken(text, lstrip=True, normalized=False) for text in stand_ins])
-        base_length = backend.token_to_id(stand_ins[0])
+        backend.add_special_tokens([AddedToken(text, lstrip=True, normalized=False) for text in hidden])
+        base_length = backend.token_to_id(hidden[0])
+        if largest >= base_length:
+            raise ValueError(
+                f"The base tokenizer has gaps in its ids: {base_length} tokens, but ids up to {largest}; "
+                "user and item tokens need a vocabulary numbered from 0 without gaps"
+            )
         first_id = base_length if base_vocab_size is None else operator.index(base_vocab_size)
         if first_id < base_length:
             raise ValueError(
                 f"base_vocab_size is {first_id}, but the base tokenizer has {base_length} tokens (special and added "
                 "ones included); pass the number of rows of the backbone's embedding, and a tokenizer that fits it"
             )
-        if any(backend.model.id_to_token(base_length + extra) is not None for extra in range(digits)):
-            raise ValueError(
-                f"The base tokenizer has gaps in its ids: {base_length} tokens, yet ids from {base_length} on; "
-                "user and item tokens need a vocabulary numbered from 0 without gaps"
-            )
-        self._layout = _IdLayout(base_length, first_id, num_users, num_items)
+        self._layout = IdLayout(base_length, first_id, num_users, num_items)
         self._note_special_ids()
         self._after_id_token = self._probe_after_id_token()
 
@@ -240,41 +123,19 @@ class CLLM4RecTokenizer(PreTrainedTokenizerFast):
             FileNotFoundError: if a GGUF file or a package's file does not exist.
             ModuleNotFoundError: if the package is not installed.
         """
-        hub = {name: kwargs.pop(name) for name in _HUB_KEYWORDS if name in kwargs}
+        hub = {name: kwargs.pop(name) for name in HUB_KEYWORDS if name in kwargs}
         if isinstance(backbone, PreTrainedTokenizerBase):
             base = backbone
         else:
-            path, gguf_file = _locate(os.fspath(backbone))
-            if gguf_file is not None:
-                hub["gguf_file"] = gguf_file
-            base = AutoTokenizer.from_pretrained(path, **hub)
-            if base_vocab_size is None:
-                base_vocab_size = _embedding_rows(path, hub)
+            base, rows = load_base(os.fspath(backbone), hub, with_rows=base_vocab_size is None)
+            base_vocab_size = rows if base_vocab_size is None else base_vocab_size
         if isinstance(base, cls):
             raise ValueError(
                 f"The base tokenizer already has {base.num_users} user and {base.num_items} item tokens; "
                 "start from the backbone's own tokenizer"
             )
-        if not isinstance(getattr(base, "backend_tokenizer", None), Tokenizer):
-            raise ValueError(
-                f"{type(base).__name__} has no Rust tokenizer underneath; convert it to a tokenizer.json first"
-            )
-        settings = {name: getattr(base, name) for name in _CARRIED_OVER if getattr(base, name, None) is not None}
-        special = dict(base.special_tokens_map)
-        named = {name: special.pop(name) for name in cls.SPECIAL_TOKENS_ATTRIBUTES if name in special}
-        if special:
-            settings["model_specific_special_tokens"] = special
-        if base.extra_special_tokens:
-            settings["extra_special_tokens"] = base.extra_special_tokens
-        if "pad_token" not in named and "eos_token" in named:
-            named["pad_token"] = named["eos_token"]
-        return cls(
-            tokenizer_object=base.backend_tokenizer,
-            num_users=num_users,
-            num_items=num_items,
-            base_vocab_size=base_vocab_size,
-            **{**settings, **named, **kwargs},
-        )
+        sizes = {"num_users": num_users, "num_items": num_items, "base_vocab_size": base_vocab_size}
+        return cls(**{**settings_of(base), **kwargs, **sizes})
 
     # ---- ids by arithmetic
 
@@ -291,15 +152,15 @@ class CLLM4RecTokenizer(PreTrainedTokenizerFast):
     @property
     def base_vocab_size(self) -> int:
         """Rows N of the backbone's embedding, which is the first user's id."""
-        return self._layout.first_id
+        return self._layout.base_vocab_size
 
     @property
     def vocab_size(self) -> int:
         """The same N: the size of the vocabulary without user and item tokens."""
-        return self._layout.first_id
+        return self._layout.base_vocab_size
 
     def __len__(self) -> int:
-        return self._layout.first_id + self._layout.num_users + self._layout.num_items
+        return self.base_vocab_size + self.num_users + self.num_items
 
     def user_token_id(self, user: Any) -> Any:
         """Token ids of users.
@@ -359,9 +220,9 @@ class CLLM4RecTokenizer(PreTrainedTokenizerFast):
     def get_vocab(self) -> dict[str, int]:
         """All tokens and their ids, one entry for each user and item: large for large catalogs."""
         vocab = {token: index for token, index in super().get_vocab().items() if index < self._layout.base_length}
-        for kind in ("user", "item"):
+        for kind in KINDS:
             first = self._layout.first(kind)
-            vocab.update((f"<{kind}_{index}>", first + index) for index in range(self._layout.count(kind)))
+            vocab.update((f"<{kind}_{index}>", first + index) for index in range(self._layout.number(kind)))
         return vocab
 
     @property
@@ -392,7 +253,7 @@ class CLLM4RecTokenizer(PreTrainedTokenizerFast):
 
     def _convert_token_to_id_with_added_voc(self, token: str) -> int:
         match = ID_TOKEN_PATTERN.fullmatch(token)
-        if match is not None and self._layout is not _NO_IDS_YET:
+        if match is not None and self._layout is not NO_ID_TOKENS:
             return self._layout.id_of(match)
         index = super()._convert_token_to_id_with_added_voc(token)
         return self.unk_token_id if index is not None and index >= self._layout.base_length else index
@@ -411,14 +272,14 @@ class CLLM4RecTokenizer(PreTrainedTokenizerFast):
 
     def _add_tokens(self, new_tokens: list[Any], special_tokens: bool = False) -> int:
         self._refuse_new_tokens(new_tokens)
-        if self._layout is not _NO_IDS_YET:
+        if self._layout is not NO_ID_TOKENS:
             new_tokens = [token for token in new_tokens if not ID_TOKEN_PATTERN.fullmatch(str(token))]
         count = super()._add_tokens(new_tokens, special_tokens)
         self._note_special_ids()
         return count
 
     def _refuse_new_tokens(self, tokens: Iterable[Any]) -> None:
-        if self._layout is _NO_IDS_YET:
+        if self._layout is NO_ID_TOKENS:
             return
         for token in map(str, tokens):
             if ID_TOKEN_PATTERN.fullmatch(token):
@@ -427,8 +288,8 @@ class CLLM4RecTokenizer(PreTrainedTokenizerFast):
             index = self._tokenizer.token_to_id(token)
             if index is None or index >= self._layout.base_length:
                 raise ValueError(
-                    f"Cannot add the token {token!r}: the ids from {self.base_vocab_size} on belong to users and items. "
-                    "Add it to the base tokenizer (and a row to the backbone's embedding), then call from_backbone"
+                    f"Cannot add the token {token!r}: the ids from {self.base_vocab_size} on belong to users and "
+                    "items. Add it to the base tokenizer, and a row to the backbone's embedding, before from_backbone"
                 )
 
     def _note_special_ids(self) -> None:
@@ -444,7 +305,7 @@ class CLLM4RecTokenizer(PreTrainedTokenizerFast):
 
     # ---- text to ids
 
-    def _encode_plus(
+    def _encode_plus(  # type: ignore[override]
         self,
         text: Any,
         text_pair: Any = None,
@@ -455,12 +316,11 @@ class CLLM4RecTokenizer(PreTrainedTokenizerFast):
     ) -> BatchEncoding:
         if split_special_tokens is None:
             split_special_tokens = self.split_special_tokens
-        options = {
-            "is_split_into_words": is_split_into_words, "split_special_tokens": split_special_tokens, **kwargs,
-        }  # fmt: skip
+        options = dict(kwargs, is_split_into_words=is_split_into_words, split_special_tokens=split_special_tokens)
+        masked, masked_pair = text, text_pair
         # a marked chat is cut up by the base class, which calls this method again with each piece
-        as_it_is = split_special_tokens or kwargs.get("sanitize_control_tokens")
-        masked, masked_pair = (text, text_pair) if as_it_is else (self._mask(text), self._mask(text_pair))
+        if not split_special_tokens and not kwargs.get("sanitize_control_tokens"):
+            masked, masked_pair = self._layout.mask(text), self._layout.mask(text_pair)
         if masked == text and masked_pair == text_pair:
             return super()._encode_plus(text, text_pair, return_tensors=return_tensors, **options)
         is_batch = not isinstance(text, str)
@@ -476,27 +336,12 @@ class CLLM4RecTokenizer(PreTrainedTokenizerFast):
             texts = (text[owner],) if text_pair is None else (text[owner], text_pair[owner])
             if text_pair is None and _is_pair(text[owner], is_split_into_words):
                 texts = tuple(text[owner])
-            restored: Any = _IdEncoding(encoding, texts, self._layout)
+            restored: Any = IdEncoding(encoding, texts, self._layout)
             data["input_ids"][row] = restored.ids
             encodings.append(restored)
         if not is_batch and return_tensors is None and not kwargs.get("return_overflowing_tokens"):
             data = {name: rows[0] if isinstance(rows[0], list) else rows for name, rows in data.items()}
         return BatchEncoding(data, encodings, tensor_type=return_tensors)
-
-    def _mask(self, text: Any) -> Any:
-        """A text, or a nest of texts, with a stand-in for each ID token."""
-        if isinstance(text, str):
-            return _ID_TOKEN_OR_STAND_IN.sub(self._mask_one, text)
-        return type(text)(map(self._mask, text)) if type(text) in (list, tuple) else text
-
-    def _mask_one(self, match: re.Match[str]) -> str:
-        if match[1] is None:
-            raise ValueError(
-                "The text holds the noncharacters U+FDD0, U+FDD1 and U+FDD2 in a sequence that this tokenizer reserves; "
-                "remove it, or pass split_special_tokens=True to read the text as plain text"
-            )
-        self._layout.id_of(match, " If it stands in somebody's text, pass split_special_tokens=True")
-        return _stand_in(len(match[0]))
 
     # ---- ids to text
 
@@ -506,7 +351,7 @@ class CLLM4RecTokenizer(PreTrainedTokenizerFast):
         Args:
             tokens: tokens as `convert_ids_to_tokens` returns them.
         """
-        return self._space_id_tokens(self._decode_tokens(tokens), self._after_id_token)
+        return unmark(self._decode_tokens(tokens), self._after_id_token)
 
     def _decode(
         self,
@@ -529,48 +374,19 @@ class CLLM4RecTokenizer(PreTrainedTokenizerFast):
         harmful = is_bpe and not self.clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output
         if clean_up_tokenization_spaces and not harmful:
             text = self.clean_up_tokenization(text)
-        return self._space_id_tokens(text, self._after_id_token)
+        return unmark(text, self._after_id_token)
 
     def _decode_tokens(self, tokens: list[str]) -> str:
         """Text in which ID tokens are marked, so that a plain text `<item_7>` is not taken for one."""
-        marked = (f"{_OPEN}{t[1:-1]}{_CLOSE}" if ID_TOKEN_PATTERN.fullmatch(t) else t for t in tokens)
-        return super().convert_tokens_to_string(list(marked))
-
-    @staticmethod
-    def _space_id_tokens(text: str, after: str) -> str:
-        parts: list[str] = []
-        position = 0
-        for match in _DECODED_ID_TOKEN.finditer(text):
-            before = text[position : match.start()]
-            parts.append(before)
-            previous = before or (parts[-2] if len(parts) > 1 else "")
-            separator = " " if previous and not previous[-1].isspace() else ""
-            following = text[match.end() : match.end() + 1]
-            space = match[2]
-            if after == "prepended":
-                space = ""
-            elif after == "ambiguous":
-                space = " " if following and following not in _CLOSING_PUNCTUATION and following != _OPEN else ""
-            parts.append(f"{separator}<{match[1]}>{space}")
-            position = match.end()
-        parts.append(text[position:])
-        return "".join(parts)
+        return super().convert_tokens_to_string([mark(token) for token in tokens])
 
     def _probe_after_id_token(self) -> str:
-        """How a text behind an ID token comes back when it is decoded.
-
-        "exact": as it was. "prepended": with one space more. "ambiguous": the ids are the same with a space and
-        without (as in T5, where every piece of text begins a word), so a space is put except before punctuation.
-        """
-        token = next((f"<{kind}_0>" for kind in ("user", "item") if self._layout.count(kind)), None)
+        token = next((f"<{kind}_0>" for kind in KINDS if self._layout.number(kind)), None)
         if token is None:
             return "exact"
         encoded = self([f"{token}:", f"{token} :"], add_special_tokens=False, split_special_tokens=False)
-        without, with_space = encoded["input_ids"]
-        if without == with_space:
-            return "ambiguous"
-        decoded = self._decode_tokens([token for token in self.convert_ids_to_tokens(without) if token is not None])
-        return "prepended" if decoded.endswith(f"{_CLOSE} :") else "exact"
+        ids, ids_with_space = encoded["input_ids"]
+        return after_id_token(ids, ids_with_space, self._decode_tokens(self.convert_ids_to_tokens(ids)))
 
     # ---- files
 
@@ -597,38 +413,3 @@ def _is_pair(sample: Any, is_split_into_words: bool) -> bool:
     if is_split_into_words:
         return bool(sample) and not isinstance(sample[0], str)
     return not isinstance(sample, str)
-
-
-def _locate(name_or_path: str) -> tuple[str, str | None]:
-    """Directory or Hub id of a backbone, and the GGUF file in it or `None`; see `from_backbone`."""
-    path = name_or_path
-    if path.startswith(_PACKAGE_SCHEME):
-        package, _, file = path.removeprefix(_PACKAGE_SCHEME).partition("/")
-        # find_spec imports nothing as long as the name has no dot
-        spec = importlib.util.find_spec(package) if package.isidentifier() else None
-        if spec is None or not spec.submodule_search_locations:
-            raise ModuleNotFoundError(
-                f"The backbone {name_or_path!r} lies in the package {package!r}, which is not installed. "
-                f"Install it: pip install {package.replace('_', '-')}"
-            )
-        path = os.path.join(next(iter(spec.submodule_search_locations)), file)
-        if ".." in file.split("/") or not os.path.exists(path):
-            raise FileNotFoundError(f"The package {package!r} is installed but holds no {file!r} ({name_or_path!r})")
-    if not path.endswith(".gguf"):
-        return path, None
-    directory, file = os.path.split(path)
-    if not os.path.isfile(path) and (os.path.isabs(path) or directory.count("/") != 1):
-        raise FileNotFoundError(
-            f"No GGUF file at {name_or_path!r}; expected a path, or 'org/repo/file.gguf' on the Hub"
-        )
-    return directory or ".", file
-
-
-def _embedding_rows(path: str, hub: dict[str, Any]) -> int | None:
-    """The backbone's vocab_size; `None` if there is no configuration, an error if there is one out of reach."""
-    if "gguf_file" not in hub:
-        options = {name: value for name, value in hub.items() if name != "trust_remote_code"}
-        if cached_file(path, CONFIG_NAME, _raise_exceptions_for_missing_entries=False, **options) is None:
-            return None
-    config = AutoConfig.from_pretrained(path, **hub)
-    return getattr(config.get_text_config(), "vocab_size", None)

@@ -171,7 +171,7 @@ class CLLM4RecTrainer(Trainer):
     def _record(self, inputs: dict[str, Any], outputs: Any, documents: int) -> None:
         task = inputs["task"]
         for part in _PARTS:
-            if outputs[part] is not None:
+            if part in outputs:
                 self._sums[f"{task}_{part}"] += outputs[part].detach() * documents
                 self._counts[f"{task}_{part}"] += documents
         mask = inputs["attention_mask"]

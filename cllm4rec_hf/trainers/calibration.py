@@ -1,6 +1,7 @@
 """Calibration of the item head: the statistics that centre hidden states, and the size of the LM's logits."""
 
 import logging
+import math
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ def calibrate_head(
     getattr(head, f"{corpus.task}_scale").copy_(scale)
     if logit_std is not None:
         logits = head.center(rows[:1024], corpus.task) @ model.collaborative_item_embeddings.weight.T
-        head.logit_scale.fill_(logit_std / float(logits.std(dim=-1).mean().clamp(min=1e-6)))
+        head.log_logit_scale.fill_(math.log(logit_std / float(logits.std(dim=-1).mean().clamp(min=1e-6))))
     logger.info(
         "Head calibrated for the %s task on %d states: norm of the mean %.3g, scale %.3g, logit scale %.3g",
         corpus.task,

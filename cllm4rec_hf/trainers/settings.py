@@ -92,8 +92,9 @@ def parse_settings(argv: list[str]) -> RecipeSettings:
     parser.add_argument("--config", help="YAML file of settings; flags win over it.")
     if chosen.config:
         parser.set_defaults(**_read_yaml(Path(chosen.config)))
-    (settings,) = parser.parse_args_into_dataclasses(args=rest, return_remaining_strings=False)[:1]
-    return settings
+    values = vars(parser.parse_args(rest))
+    values.pop("config")
+    return RecipeSettings(**values)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -146,7 +146,7 @@ def apply_warm_start(model: Any, start: WarmStart, seed: int = 0) -> None:
             size_of_queries = float(queries.std())
             head.history_queries.weight.copy_(queries / size_of_queries)
             head.history_basis.copy_(basis)
-            head.history_scale.fill_(start.scale * size_of_queries / factor)
+            head.log_history_scale.fill_(np.log(start.scale * size_of_queries / factor))
 
 
 def _fit_ease(
