@@ -106,8 +106,12 @@ class ItemHead(nn.Module):
         """
         query = self.logit_scale * self.center(hidden, task)
         if history is not None:
-            query = query + self.history_scale * (history @ self.history_basis)
+            query = query + self.history(history)
         return query
+
+    def history(self, queries: Tensor) -> Tensor:
+        """The history term's part of a query, γ · (Σ q_i) R: [..., d] from the summed item queries [..., r]."""
+        return self.history_scale * (queries @ self.history_basis)
 
     def logits(self, query: Tensor, item_table: Tensor) -> Tensor:
         """Item logits [R, J] float32 from queries [R, d] and the item table [J, d]."""

@@ -117,27 +117,23 @@ class _CLLM4RecForTask(CLLM4RecPreTrainedModel):
                 self._check_range(inside, self.first_user_id, "labels of a content document")
             else:
                 self._check_range(inside, self.num_token_ids, "labels of an interaction document", self.first_item_id)
-        main_ids = input_ids
-        if self.config.is_encoder_decoder:
-            if decoder_input_ids is None and labels is not None:
-                decoder_input_ids = self.shift_right(labels)
-            main_ids = decoder_input_ids
+        if self.config.is_encoder_decoder and decoder_input_ids is None and labels is not None:
+            decoder_input_ids = self.shift_right(labels)
         hidden = self.encode(input_ids, attention_mask, decoder_input_ids, task)
-        logits = self._token_logits(task, hidden, main_ids) if labels is None or not self.training else None
+        history = None
+        if task != "content":
+            history = self._running_history(decoder_input_ids if self.config.is_encoder_decoder else input_ids)
+        logits = self._token_logits(task, hidden, history) if labels is None or not self.training else None
         if labels is None:
             return CLLM4RecOutput(logits=logits)
-        if not self.config.is_encoder_decoder:
-            labels, hidden, main_ids = labels[:, 1:], hidden[:, :-1], main_ids[:, :-1]
-        predicted = labels != -100
+        rows, history_rows, target = self._predicting(hidden, history, labels)
         if task == "content":
             weight, bias, softcap = self._vocabulary_head()
-            total = vocabulary_cross_entropy(hidden[predicted], weight, labels[predicted], bias, softcap)
+            total = vocabulary_cross_entropy(rows, weight, target, bias, softcap)
         else:
-            history = self._running_history(main_ids)
-            query = self.item_head.query(hidden[predicted], None if history is None else history[predicted], task)
+            query = self.item_head.query(rows, history_rows, task)
             scores = self.item_head.logits(query, self.collaborative_item_embeddings.weight)
-            target = labels[predicted] - self.first_item_id
-            total = nn.functional.cross_entropy(scores, target, reduction="sum")
+            total = nn.functional.cross_entropy(scores, target - self.first_item_id, reduction="sum")
         lm_loss = total / len(input_ids)
         mr_loss = None
         if regularize:
@@ -146,10 +142,20 @@ class _CLLM4RecForTask(CLLM4RecPreTrainedModel):
         loss = lm_loss if mr_loss is None else lm_loss + mr_loss
         return CLLM4RecOutput(loss=loss, lm_loss=lm_loss, mr_loss=mr_loss, logits=logits)
 
-    def _token_logits(self, task: str, hidden: Tensor, main_ids: Tensor) -> Tensor:
+    def _predicting(
+        self, hidden: Tensor, history: Tensor | None, labels: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Rows that predict a token of the main text: hidden states [R, d], histories [R, r], targets [R]."""
+        if not self.config.is_encoder_decoder:
+            labels, hidden = labels[:, 1:], hidden[:, :-1]
+            history = None if history is None else history[:, :-1]
+        predicted = labels != -100
+        return hidden[predicted], None if history is None else history[predicted], labels[predicted]
+
+    def _token_logits(self, task: str, hidden: Tensor, history: Tensor | None) -> Tensor:
         if task == "content":
             return vocabulary_logits(hidden, *self._vocabulary_head())
-        query = self.item_head.query(hidden, self._running_history(main_ids), task)
+        query = self.item_head.query(hidden, history, task)
         return self.item_head.logits(query, self.collaborative_item_embeddings.weight)
 
     def _running_history(self, ids: Tensor) -> Tensor | None:
@@ -181,6 +187,32 @@ class _CLLM4RecForTask(CLLM4RecPreTrainedModel):
         end = (positions * (attention_mask != 0)).argmax(dim=-1)
         return hidden[torch.arange(len(end), device=end.device), end]
 
+    def item_contexts(
+        self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, task: str
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the item head is given for a batch of interaction documents.
+
+        Args:
+            input_ids: [B, T] int64, as in `forward`.
+            attention_mask: [B, T].
+            labels: as in `forward`.
+            task: `collaborative` or `recommendation`.
+
+        Returns:
+            Hidden states [R, d], one for each softmax over the items, and summed item queries [R, r] of their
+            histories, None without a history term.
+        """
+        if task == "recommendation":
+            return self.prompt_states(input_ids, attention_mask), self._whole_history(input_ids)
+        decoder_input_ids = self.shift_right(labels) if self.config.is_encoder_decoder else None
+        hidden = self.encode(input_ids, attention_mask, decoder_input_ids, task)
+        history = self._running_history(input_ids if decoder_input_ids is None else decoder_input_ids)
+        return self._predicting(hidden, history, labels)[:2]
+
+    def _whole_history(self, ids: Tensor) -> Tensor | None:
+        queries = self.item_head.item_queries(ids - self.first_item_id, ids >= self.first_item_id)
+        return None if queries is None else queries.sum(dim=1)
+
     def recommendation_queries(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """The vectors that score the catalog, one forward pass of the prompts.
 
@@ -191,9 +223,8 @@ class _CLLM4RecForTask(CLLM4RecPreTrainedModel):
         Returns:
             [B, d] float32; item logits are their product with the collaborative item table, plus the head's bias.
         """
-        queries = self.item_head.item_queries(input_ids - self.first_item_id, input_ids >= self.first_item_id)
-        history = None if queries is None else queries.sum(dim=1)
-        return self.item_head.query(self.prompt_states(input_ids, attention_mask), history, "recommendation")
+        states = self.prompt_states(input_ids, attention_mask)
+        return self.item_head.query(states, self._whole_history(input_ids), "recommendation")
 
     def _recommend(
         self, input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor | None, regularize: bool

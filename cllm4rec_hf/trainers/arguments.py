@@ -27,7 +27,7 @@ class CLLM4RecTrainingArguments(TrainingArguments):
     )
     learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the collaborative item table."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Documents in a micro-batch."})
-    lr_scheduler_type: Any = field(default="constant", metadata={"help": "Learning rate schedule."})
+    lr_scheduler_type: Any = field(default="linear", metadata={"help": "Learning rate schedule."})
     # the loss is a sum over a document's tokens: a norm bound made for token means would always be in force
     max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; 0 turns it off."})
     logging_strategy: Any = field(default="epoch", metadata={"help": "When to log."})

@@ -11,13 +11,16 @@ from ..data.corpora import DocumentKey, InteractionCorpus
 
 logger = logging.getLogger(__name__)
 
+# states whose logits are compared; each takes a row of the catalog's size
+_ROWS = 512
+
 
 @torch.no_grad()
 def calibrate_head(
     model: Any,
     corpus: InteractionCorpus,
     collator: Any,
-    logit_std: float | None = None,
+    lm_share: float | None = None,
     num_documents: int = 256,
     batch_size: int = 16,
     seed: int = 0,
@@ -31,8 +34,8 @@ def calibrate_head(
         model: a CLLM4Rec model with a task head.
         corpus: interaction documents; their task says which statistics are set.
         collator: their collator.
-        logit_std: if given, the logit scale is set so that the language model's logits have this standard deviation
-            over the catalog.
+        lm_share: if given, the logit scale is set so that the language model's logits have this share of the history
+            term's standard deviation over the catalog; without a history term, this standard deviation itself.
         num_documents: documents to measure on.
         batch_size: documents in a forward pass.
         seed: seed of their choice.
@@ -42,7 +45,7 @@ def calibrate_head(
         return
     generator = np.random.Generator(np.random.PCG64(seed))
     chosen = generator.permutation(len(corpus))[:num_documents]
-    states = []
+    states, histories = [], []
     was_training = model.training
     model.eval()
     for start in range(0, len(chosen), batch_size):
@@ -51,16 +54,22 @@ def calibrate_head(
             for index in chosen[start : start + batch_size]
         ]
         batch = {name: x.to(model.device) for name, x in collator(features).items() if name != "task"}
-        states.append(_states(model, corpus.task, batch).float())
+        hidden, history = model.item_contexts(task=corpus.task, **batch)
+        states.append(hidden.float())
+        if history is not None:
+            histories.append(history)
     model.train(was_training)
     rows = torch.cat(states)
     mean = rows.mean(dim=0)
     scale = (rows - mean).pow(2).mean().sqrt().clamp(min=1e-6)
     getattr(head, f"{corpus.task}_mean").copy_(mean)
     getattr(head, f"{corpus.task}_scale").copy_(scale)
-    if logit_std is not None:
-        logits = head.center(rows[:1024], corpus.task) @ model.collaborative_item_embeddings.weight.T
-        head.log_logit_scale.fill_(math.log(logit_std / float(logits.std(dim=-1).mean().clamp(min=1e-6))))
+    if lm_share is not None:
+        some = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:_ROWS].to(rows.device)
+        items = model.collaborative_item_embeddings.weight
+        spread = _spread(head.center(rows[some], corpus.task) @ items.T)
+        target = lm_share * (_spread(head.history(torch.cat(histories)[some]) @ items.T) if histories else 1.0)
+        head.log_logit_scale.fill_(math.log(max(target, 1e-9) / max(spread, 1e-9)))
     logger.info(
         "Head calibrated for the %s task on %d states: norm of the mean %.3g, scale %.3g, logit scale %.3g",
         corpus.task,
@@ -71,12 +80,5 @@ def calibrate_head(
     )
 
 
-def _states(model: Any, task: str, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    if task == "recommendation":
-        return model.prompt_states(batch["input_ids"], batch["attention_mask"])
-    labels = batch["labels"]
-    if model.config.is_encoder_decoder:
-        hidden = model.encode(batch["input_ids"], batch["attention_mask"], model.shift_right(labels))
-        return hidden[labels != -100]
-    hidden = model.encode(batch["input_ids"], batch["attention_mask"])
-    return hidden[:, :-1][labels[:, 1:] != -100]
+def _spread(logits: torch.Tensor) -> float:
+    return float(logits.std(dim=-1).mean())

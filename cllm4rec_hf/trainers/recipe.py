@@ -187,7 +187,7 @@ class Recipe:
     def _pretraining_stage(self, directory: Path) -> MutualRegularizationTrainer:
         settings = self.settings
         calibrate_head(
-            self.model, self.collaborative, self.collaborative_collator, settings.initial_logit_std, seed=settings.seed
+            self.model, self.collaborative, self.collaborative_collator, settings.initial_lm_share, seed=settings.seed
         )
         args = MutualRegularizationArguments(
             **self._arguments(directory, settings.pretraining_epochs, settings.pretraining_learning_rate),
@@ -209,7 +209,7 @@ class Recipe:
             self.model,
             self.recommendation,
             self.recommendation_collator,
-            settings.initial_logit_std if not settings.pretraining_epochs else None,
+            settings.initial_lm_share if not settings.pretraining_epochs else None,
             seed=settings.seed,
         )
         args = RecommendationArguments(
@@ -233,6 +233,7 @@ class Recipe:
             "output_dir": str(directory),
             "num_train_epochs": epochs,
             "learning_rate": learning_rate,
+            "lr_scheduler_type": settings.lr_scheduler_type,
             "per_device_train_batch_size": settings.batch_size,
             "gradient_accumulation_steps": settings.gradient_accumulation_steps,
             "seed": settings.seed,

@@ -1,12 +1,21 @@
 """Stage 3: recommendation fine-tuning, alternating with C-steps, validated by full ranking."""
 
+import json
+import logging
+from pathlib import Path
 from typing import Any
+
+from safetensors.torch import load_file
 
 from ..data.collators import ContentCollator, RecommendationCollator, TaskCollator
 from ..data.corpora import ContentCorpus, InteractionCorpus
 from ..inference.ranker import ModelRanker
 from .arguments import RecommendationArguments
 from .base import CLLM4RecTrainer
+
+logger = logging.getLogger(__name__)
+
+_START, _SCORES = "start", "scores.json"
 
 
 class RecommendationTrainer(CLLM4RecTrainer):
@@ -40,6 +49,34 @@ class RecommendationTrainer(CLLM4RecTrainer):
         # Trainer asks for an eval_dataset wherever eval_strategy is set
         super().__init__(model, args, corpora, TaskCollator(collators), eval_dataset=evaluator, **kwargs)
         self.ranker = ModelRanker(self.model, collator.prompts, collator.max_length)
+
+    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
+        """Train as `Trainer.train` does; the state before the first step competes for the best epoch, too.
+
+        Args:
+            resume_from_checkpoint: checkpoint to go on from, or None.
+            kwargs: see `Trainer.train`.
+        """
+        keeps_best = self.args.load_best_model_at_end and self.evaluator is not None
+        start = Path(self.args.output_dir) / _START
+        if keeps_best and not start.is_dir():
+            metrics = self.evaluate()
+            if self.is_world_process_zero():
+                beside = start.with_name(f"{_START}.part")
+                self.model.save_pretrained(beside)
+                (beside / _SCORES).write_text(json.dumps(metrics))
+                beside.replace(start)
+            self.accelerator.wait_for_everyone()
+        result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        if keeps_best:
+            name = f"eval_{str(self.args.metric_for_best_model).removeprefix('eval_')}"
+            before = json.loads((start / _SCORES).read_text())[name]
+            best = self.state.best_metric
+            sign = 1 if self.args.greater_is_better else -1
+            if best is None or sign * before >= sign * best:
+                logger.info("No epoch ranked better on validation than the start (%s %.4f); it is kept", name, before)
+                self.model.load_state_dict(load_file(start / "model.safetensors"), strict=False)
+        return result
 
     def evaluate(  # type: ignore[override]
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
