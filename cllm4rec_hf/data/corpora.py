@@ -81,15 +81,15 @@ class ContentCorpus:
                 f"max_text_length {max_length} leaves no room for a text after a prompt of {prompts.content_overhead} "
                 f"tokens; expected at least {prompts.content_overhead + 1}"
             )
-        table = texts.map(
+        written = texts.filter(
+            lambda rows: [bool(text.strip()) for text in rows], input_columns="text", batched=True, keep_in_memory=True
+        )
+        table = written.map(
             lambda rows: {"input_ids": prompts.main_texts(rows["text"], budget)},
             batched=True,
             remove_columns=["text"],
             keep_in_memory=True,
             desc="Tokenizing texts",
-        )
-        table = table.filter(
-            lambda ids: [len(row) > 0 for row in ids], input_columns="input_ids", batched=True, keep_in_memory=True
         )
         self.table = table.with_format("numpy", columns=["input_ids"], output_all_columns=True)
         self.lengths = np.asarray([len(ids) for ids in table["input_ids"]])

@@ -49,9 +49,8 @@ class PromptBuilder:
         prefix, suffix = self._special_tokens()
         self._prefix = prefix
         self._suffix = suffix if is_encoder_decoder else []
-        # whether a word at the start of a text gets its word border from the tokenizer itself (Metaspace) or not
-        alone, inside = self._encode("word"), self._encode("a word")
-        self._needs_space = alone[-1:] != inside[-1:]
+        # whether a text's first word gets its word border from the tokenizer itself (Metaspace) or from a space
+        self._needs_space = self._encode("a") + self._encode("word") != self._encode("a word")
         self._templates = {
             "review": self._slots(REVIEW),
             "item": self._slots(ITEM_TEXT),
@@ -88,8 +87,7 @@ class PromptBuilder:
 
     def interaction(self, user: int | None) -> np.ndarray:
         """Prompt of an interaction document, `<user_i> has interacted with`, [T] int64."""
-        head, _ = self._interaction[user is not None]
-        return self._fill_user(head, user)
+        return self._fill_user(np.concatenate(self._interaction[user is not None]), user)
 
     def recommendation(self, user: int | None, items: Sequence[int] | np.ndarray) -> np.ndarray:
         """Prompt of the recommendation task, [T] int64.
