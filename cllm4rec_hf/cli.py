@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         return options.run(options)
-    except (CLLM4RecError, ModuleNotFoundError, FileNotFoundError) as error:
+    except (CLLM4RecError, ModuleNotFoundError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -46,7 +46,7 @@ DEFAULT: dict[str, Any] = {
     "content_stage_learning_rate": 1e-3,
     "pretraining_epochs": 2,
     "pretraining_learning_rate": 3e-4,
-    "recommendation_epochs": 10,
+    "recommendation_epochs": 5,
     "recommendation_learning_rate": 3e-4,
     "content_learning_rate": 1e-3,
     "user_learning_rate": None,

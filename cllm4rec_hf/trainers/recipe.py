@@ -287,7 +287,7 @@ def _dtype(name: str) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if _has_bfloat16() else torch.float32
     dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype):
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise CLLM4RecError(f"Unknown dtype {name!r}; expected auto, bfloat16, float16 or float32")
     return dtype
 

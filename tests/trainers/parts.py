@@ -45,6 +45,8 @@ def make_parts(base_tokenizer, family="llama", seed=0, **fields) -> Parts:
     with torch.no_grad():
         for table in model.tables():
             table.weight.mul_(20)
+        if model.item_head.history_queries is not None:
+            model.item_head.history_queries.weight.normal_(0.0, 0.3, generator=torch.Generator().manual_seed(seed))
     tokenizer = CLLM4RecTokenizer.from_backbone(base_tokenizer, USERS, ITEMS, base_vocab_size=vocabulary)
     prompts = PromptBuilder(tokenizer, model.config.is_encoder_decoder)
     generator = np.random.Generator(np.random.PCG64(seed))

@@ -1,0 +1,201 @@
+"""The whole road by the command line: prepare → train → evaluate → recommend."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from transformers import AutoModel, AutoTokenizer
+
+from cllm4rec_hf import Catalog, CLLM4RecForRecommendation, CLLM4RecTokenizer
+from cllm4rec_hf.cli import main
+
+QUICK = {
+    "max_length": 64, "max_text_length": 48, "content_epochs": 1, "pretraining_epochs": 1, "recommendation_epochs": 2,
+    "batch_size": 8, "gradient_accumulation_steps": 1, "dtype": "float32",
+}  # fmt: skip
+
+
+def flags(settings):
+    return [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
+
+
+@pytest.fixture
+def settings_file(tmp_path, prepared, saved_backbone):
+    path = tmp_path / "settings.yaml"
+    settings = {"data": str(prepared), "output": str(tmp_path / "out"), "backbone": str(saved_backbone), **QUICK}
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def test_train_evaluate_and_recommend(settings_file, prepared, tmp_path, capsys):
+    assert main(["train", "--config", str(settings_file)]) == 0
+    out = tmp_path / "out"
+    files = {path.name for path in out.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "training.yaml", "training_log.json"} <= files
+    assert not [path for path in out.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
+    assert not (out / "stages").exists()
+    made = yaml.safe_load((out / "training.yaml").read_text())
+    assert made["preset"] == "default" and made["max_length"] == 64
+    log = json.loads((out / "training_log.json").read_text())
+    assert list(log) == ["content", "pretraining", "recommendation"]
+    assert [e["eval_score"] for e in log["recommendation"] if "eval_score" in e]
+
+    model, tokenizer = AutoModel.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+    assert type(model) is CLLM4RecForRecommendation and type(tokenizer) is CLLM4RecTokenizer
+    assert model.config.warm_start == "ease" and model.config.history_rank > 0 and model.config.preset == "default"
+    assert len(Catalog.from_pretrained(out)) == model.config.num_items
+
+    assert main(["evaluate", "--model", str(out), "--data", str(prepared)]) == 0
+    table = capsys.readouterr().out
+    assert [line.split()[0] for line in table.splitlines()[1:4]] == ["CLLM4Rec", "Popularity", "EASE"]
+    report = json.loads((out / "evaluation.json").read_text())
+    assert report["split"] == "test" and report["num_users"] == 24
+    for name in ("recall@20", "recall@40", "ndcg@100"):
+        low, high = report["intervals"][name]
+        assert 0 <= low <= report[name] <= high <= 1
+    assert set(report["baselines"]) == {"Popularity", "EASE"}
+
+    recommend = ["recommend", "--model", str(out), "--data", str(prepared)]
+    assert main([*recommend, "--users", "u01,u02", "--top-k", "3"]) == 0
+    assert "User u01 has interacted with" in capsys.readouterr().out
+    assert main([*recommend, "--output", str(tmp_path / "recs.parquet"), "--top-k", "4"]) == 0
+    assert pq.read_table(tmp_path / "recs.parquet").num_rows == 24 * 4
+    assert main([*recommend, "--users", "nobody"]) == 2
+    assert "'nobody'" in capsys.readouterr().err
+    assert main([*recommend, "--users", "nobody,u01", "--unknown", "skip", "--top-k", "1"]) == 0
+    (tmp_path / "h.jsonl").write_text('{"user": "new", "history": ["i00", "i01"]}\n')
+    assert main(["recommend", "--model", str(out), "--histories", str(tmp_path / "h.jsonl"), "--top-k", "2"]) == 0
+    assert "User new has interacted with i00; i01" in capsys.readouterr().out
+
+
+def test_a_finished_run_is_not_repeated_and_another_one_not_overwritten(settings_file, tmp_path, capsys):
+    assert main(["train", "--config", str(settings_file)]) == 0
+    weights = (tmp_path / "out" / "model.safetensors").read_bytes()
+    stamp = (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns
+    assert main(["train", "--config", str(settings_file)]) == 0
+    assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == stamp
+    capsys.readouterr()
+    assert main(["train", "--config", str(settings_file), "--batch_size", "4"]) == 2
+    assert "batch_size: 8 there, 4 here" in capsys.readouterr().err
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == weights
+    # the same settings and seed give the same model
+    assert main(["train", "--config", str(settings_file), "--output", str(tmp_path / "again")]) == 0
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize("stage", ["content", "pretraining", "recommendation"])
+def test_an_interrupted_run_goes_on_and_ends_the_same(stage, settings_file, tmp_path, monkeypatch):
+    from cllm4rec_hf.trainers.recipe import Recipe
+    from cllm4rec_hf.trainers.settings import parse_settings
+
+    assert main(["train", "--config", str(settings_file)]) == 0
+    expected = (tmp_path / "out" / "model.safetensors").read_bytes()
+    argv = ["--config", str(settings_file), "--output", str(tmp_path / "broken"), "--content_epochs", "2"]
+    argv += ["--pretraining_epochs", "2"]
+    assert main(["train", "--config", str(settings_file), *argv[2:4], *argv[4:], "--output", str(tmp_path / "whole")]) == 0
+    expected = (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+    class Interrupted(Exception):
+        pass
+
+    original = Recipe._run_stage
+
+    def interrupt(self, name, directory, make):
+        def make_with_interruption(where):
+            trainer = make(where)
+            save = trainer._save_checkpoint
+
+            def save_and_stop(*args):
+                save(*args)
+                raise Interrupted
+
+            trainer._save_checkpoint = save_and_stop
+            return trainer
+
+        original(self, name, directory, make_with_interruption if name == stage else make)
+
+    monkeypatch.setattr(Recipe, "_run_stage", interrupt)
+    with pytest.raises(Interrupted):
+        Recipe(parse_settings(argv)).run()
+    assert list((tmp_path / "broken").glob(f"stages/*-{stage}/checkpoint-*"))
+    assert not (tmp_path / "broken" / "model.safetensors").exists()
+    monkeypatch.undo()
+    Recipe(parse_settings(argv)).run()
+    assert (tmp_path / "broken" / "model.safetensors").read_bytes() == expected
+
+
+def test_the_paper_preset_is_the_papers(prepared, saved_backbone, tmp_path):
+    settings = QUICK | {"preset": "paper", "recommendation_epochs": 1}
+    paths = {"data": prepared, "backbone": saved_backbone, "output": tmp_path / "out"}
+    assert main(["train", *flags(paths), *flags(settings)]) == 0
+    model = CLLM4RecForRecommendation.from_pretrained(tmp_path / "out")
+    config = model.config
+    assert (config.preset, config.warm_start, config.history_rank) == ("paper", "none", 0)
+    assert not config.center_hidden and not config.item_bias and not config.learn_logit_scale
+    assert (config.logit_scale, config.lambda_c) == (1.0, 1.0)
+    made = yaml.safe_load((tmp_path / "out" / "training.yaml").read_text())
+    assert made["mask_share"] == [0.2, 0.2] and made["anonymous_share"] == 0.0
+    assert (made["pretraining_learning_rate"], made["recommendation_learning_rate"]) == (1e-3, 1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"preset": "best"}, "Unknown preset 'best'; expected one of paper, default"),
+        ({"max_length": 999}, "max_length 999 exceeds the backbone's context of 256 tokens"),
+        ({"dtype": "int3"}, "Unknown dtype 'int3'"),
+        ({"warm_start": "none"}, "The history term needs a warm start"),
+        ({"data": "nowhere"}, "nowhere holds no meta.json"),
+    ],
+)
+def test_settings_that_cannot_be(settings, message, settings_file, capsys, tmp_path):
+    assert main(["train", "--config", str(settings_file), *flags(settings)]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_settings_files_that_cannot_be_read(tmp_path, capsys):
+    (tmp_path / "a.yaml").write_text("bacth_size: 3\n")
+    assert main(["train", "--config", str(tmp_path / "a.yaml")]) == 2
+    assert "unknown setting 'bacth_size'; did you mean 'batch_size'?" in capsys.readouterr().err
+    (tmp_path / "a.yaml").write_text("- 1\n")
+    assert main(["train", "--config", str(tmp_path / "a.yaml")]) == 2
+    assert main(["train", "--config", str(tmp_path / "gone.yaml")]) == 2
+    assert main(["train", "--data", "x"]) == 2
+    assert "No backbone given" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", "--no-such-flag"])
+    assert exit_.value.code == 2
+
+
+def test_an_output_directory_of_somebody_else_is_left_alone(settings_file, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("x")
+    assert main(["train", "--config", str(settings_file), "--overwrite", "true"]) == 2
+    assert "holds something else than a training run" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
+
+
+def test_evaluating_on_other_data_is_an_error(settings_file, tmp_path, interactions_file, capsys):
+    assert main(["train", "--config", str(settings_file)]) == 0
+    fewer = tmp_path / "fewer.csv"
+    fewer.write_text("\n".join(interactions_file.read_text().splitlines()[:100]))
+    arguments = ["prepare", "--interactions", str(fewer), "--k-core", "2", "--output", str(tmp_path / "other")]
+    assert main(arguments) == 0
+    assert main(["evaluate", "--model", str(tmp_path / "out"), "--data", str(tmp_path / "other")]) == 2
+    assert "was trained on other" in capsys.readouterr().err
+    assert main(["evaluate", "--model", str(tmp_path / "nothing"), "--data", str(tmp_path / "other")]) == 2
+
+
+def test_help_costs_nothing():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from cllm4rec_hf.cli import main\n"
+        "try: main(['prepare', '--help'])\n"
+        "except SystemExit as e: print(e.code, [m for m in ('torch', 'polars', 'datasets', 'transformers') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.stdout.splitlines()[-1] == "0 []", result.stdout + result.stderr
