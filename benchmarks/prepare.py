@@ -88,7 +88,8 @@ def main() -> None:
         runs = [measure(command) for _ in range(options.runs)]
         megabytes = source.stat().st_size / 1e6
         steps = json.loads((Path(directory) / "prepared" / "meta.json").read_text())["steps"]
-    print(f"{options.interactions:,} interactions, {options.words} words each, {megabytes:,.0f} MB of CSV, {os.cpu_count()} cores")
+    size_of_text = f"{options.words} words each, {megabytes:,.0f} MB of CSV"
+    print(f"{options.interactions:,} interactions, {size_of_text}, {os.cpu_count()} cores")
     kept = steps[-1]
     print(f"kept: {kept['users']:,} users, {kept['items']:,} items, {kept['interactions']:,} interactions")
     for name, column, unit in (("wall time", 0, "s"), ("peak memory", 1, "GB")):

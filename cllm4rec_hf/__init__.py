@@ -1,7 +1,7 @@
 """CLLM4Rec as a native extension of HuggingFace transformers: recommend with a frozen pretrained language model.
 
-Public names are loaded when they are first used, so that importing the package costs no more than `import transformers`.
-Importing it makes `AutoConfig`, `AutoTokenizer` and `AutoModel` know CLLM4Rec checkpoints.
+Public names are loaded when they are first used, so that importing the package costs no more than importing
+transformers. Importing it makes `AutoConfig`, `AutoTokenizer` and `AutoModel` know CLLM4Rec checkpoints.
 """
 
 import importlib

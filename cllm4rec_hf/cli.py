@@ -113,9 +113,8 @@ def _prepare(options: argparse.Namespace) -> int:
         )
     meta = prepare(_raw_data(options), rules, options.output, options.overwrite)
     for step in meta["steps"]:
-        print(
-            f"{step['step']:<26} {step['users']:>10,} users {step['items']:>10,} items {step['interactions']:>12,} interactions"
-        )
+        counts = " ".join(f"{step[name]:>11,} {name}" for name in ("users", "items", "interactions"))
+        print(f"{step['step']:<26} {counts}")
     print(f"{'split':<26} " + ", ".join(f"{name} {count:,}" for name, count in meta["splits"].items()))
     print(f"Prepared data lies in {options.output}")
     return 0
@@ -197,6 +196,10 @@ def _evaluate(options: argparse.Namespace) -> int:
     beside.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     beside.replace(file)
     print(f"Written to {file}")
+    if options.output is None and (directory / "training.yaml").is_file():
+        from .card import write_card
+
+        write_card(directory)
     return 0
 
 

@@ -5,6 +5,7 @@ import json
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 from transformers import AutoModel, AutoTokenizer
 
 from cllm4rec_hf import Catalog, CLLM4RecForRecommendation, CLLM4RecTokenizer
@@ -55,6 +56,9 @@ def test_train_evaluate_and_recommend(settings_file, prepared, tmp_path, capsys)
         low, high = report["intervals"][name]
         assert 0 <= low <= report[name] <= high <= 1
     assert set(report["baselines"]) == {"Popularity", "EASE"}
+    card = ModelCard.load(out / "README.md")
+    assert {r.metric_type: r.metric_value for r in card.data.eval_results}["recall@20"] == report["recall@20"]
+    assert "| EASE |" in card.text and str(tmp_path) not in card.content
 
     recommend = ["recommend", "--model", str(out), "--data", str(prepared)]
     assert main([*recommend, "--users", "u01,u02", "--top-k", "3"]) == 0
@@ -93,7 +97,10 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(stage, settings_file, tmp_
     expected = (tmp_path / "out" / "model.safetensors").read_bytes()
     argv = ["--config", str(settings_file), "--output", str(tmp_path / "broken"), "--content_epochs", "2"]
     argv += ["--pretraining_epochs", "2"]
-    assert main(["train", "--config", str(settings_file), *argv[2:4], *argv[4:], "--output", str(tmp_path / "whole")]) == 0
+    assert (
+        main(["train", "--config", str(settings_file), *argv[2:4], *argv[4:], "--output", str(tmp_path / "whole")])
+        == 0
+    )
     expected = (tmp_path / "whole" / "model.safetensors").read_bytes()
 
     class Interrupted(Exception):

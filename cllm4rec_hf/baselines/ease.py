@@ -123,25 +123,41 @@ class EASE:
 
     def _solve(self, gram: np.ndarray) -> "EASE":
         """Solve for B, overwriting XᵀX."""
-        from scipy.linalg.lapack import dpotrf, dpotri
-
-        gram[np.diag_indices_from(gram)] += self.ridge
-        # the transpose of a symmetric C-ordered matrix is the Fortran order that LAPACK can work on in place
-        factor, failed = dpotrf(gram.T, lower=True, overwrite_a=True)
-        if failed:
-            raise CLLM4RecError(f"XᵀX + λI is numerically singular at λ = {self.ridge:g}; take a larger ridge")
-        half, _ = dpotri(factor, lower=True, overwrite_c=True)
-        weights = np.tril(half).astype(np.float32)
-        weights += np.tril(weights, -1).T
-        weights /= -np.diag(half)
-        np.fill_diagonal(weights, 0.0)
-        self.weights = weights
+        self.weights = solve_ease(gram, self.ridge)
         return self
 
     def _fitted(self) -> np.ndarray:
         if self.weights is None:
             raise ValueError("EASE is not fitted; call fit(histories) or EASE.fit_validated(data) first")
         return self.weights
+
+
+def solve_ease(gram: np.ndarray, ridge: float) -> np.ndarray:
+    """B of a Gram matrix, by Cholesky.
+
+    Args:
+        gram: [J, J] float64, XᵀX, or XᵀX + w·TTᵀ for EASE with text rows; overwritten.
+        ridge: λ.
+
+    Returns:
+        [J, J] float32 with a zero diagonal.
+
+    Raises:
+        CLLM4RecError: if the matrix is numerically singular.
+    """
+    from scipy.linalg.lapack import dpotrf, dpotri
+
+    gram[np.diag_indices_from(gram)] += ridge
+    # the transpose of a symmetric C-ordered matrix is the Fortran order that LAPACK can work on in place
+    factor, failed = dpotrf(gram.T, lower=True, overwrite_a=True)
+    if failed:
+        raise CLLM4RecError(f"XᵀX + λI is numerically singular at λ = {ridge:g}; take a larger ridge")
+    half, _ = dpotri(factor, lower=True, overwrite_c=True)
+    weights = np.tril(half).astype(np.float32)
+    weights += np.tril(weights, -1).T
+    weights /= -np.diag(half)
+    np.fill_diagonal(weights, 0.0)
+    return weights
 
 
 def _gram(histories: Histories, max_items: int) -> np.ndarray:

@@ -88,8 +88,8 @@ class ContentCollator(LanguageModelCollator):
         for feature, main in zip(features, mains, strict=True):
             if main.size and main.max() >= self.prompts.first_user_id:
                 raise ValueError(
-                    f"The main text of a {feature['kind']} (user {feature['user']}, item {feature['item']}) holds the ID "
-                    f"token {main.max()}; expected words only. Tokenize texts with split_special_tokens=True."
+                    f"The main text of a {feature['kind']} (user {feature['user']}, item {feature['item']}) holds the "
+                    f"ID token {main.max()}; expected words only. Tokenize texts with split_special_tokens=True."
                 )
         return self.join(prompts, mains, "content")
 

@@ -46,8 +46,8 @@ class PrepareRules:
                 raise DataError(f"--{name.replace('_', '-')} must lie between 0 and 1, got {getattr(self, name)}")
         if self.validation_share + self.test_share >= 1:
             raise DataError(
-                f"--validation-share {self.validation_share} and --test-share {self.test_share} leave nothing to train "
-                "on; their sum must be below 1"
+                f"--validation-share {self.validation_share} and --test-share {self.test_share} leave nothing to "
+                "train on; their sum must be below 1"
             )
 
 

@@ -124,7 +124,8 @@ class PromptBuilder:
         if items.size and (items.min() < 0 or items.max() >= self.num_items):
             wrong = items.max() if items.max() >= self.num_items else items.min()
             raise ValueError(
-                f"Item index {wrong} is out of range; the catalog has {self.num_items} items (0 to {self.num_items - 1})"
+                f"Item index {wrong} is out of range; the catalog has {self.num_items} items "
+                f"(0 to {self.num_items - 1})"
             )
         return items + self.first_item_id
 

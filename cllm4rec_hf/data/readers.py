@@ -88,7 +88,7 @@ def _read_hub(name: str) -> "pl.LazyFrame":
             "Check its name, the network and your token"
         ) from error
     parts = list(loaded.values()) if isinstance(loaded, DatasetDict) else [loaded]
-    frames = [pl.from_arrow(part.with_format("arrow")[:]) for part in parts]
+    frames = [pl.DataFrame(part.with_format("arrow")[:]) for part in parts]
     return pl.concat(frames).lazy()
 
 

@@ -38,8 +38,8 @@ class AlternatingBatchSampler(Sampler[list[DocumentKey]]):
         for corpus in corpora:
             if len(corpus) < micro_batches:
                 raise ValueError(
-                    f"The {corpus.task} corpus has {len(corpus)} documents, fewer than the {micro_batches} micro-batches "
-                    "of an optimizer step (accumulation steps x processes); lower one of them"
+                    f"The {corpus.task} corpus has {len(corpus)} documents, fewer than the {micro_batches} "
+                    "micro-batches of an optimizer step (accumulation steps x processes); lower one of them"
                 )
         self.corpora, self.batch_size, self.micro_batches, self.seed = corpora, batch_size, micro_batches, seed
         self.drop_last = False

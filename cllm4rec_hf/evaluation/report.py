@@ -38,8 +38,8 @@ def evaluate_checkpoint(
     for kind, one, other in (("items", own.item_ids, given.item_ids), ("users", own.user_ids, given.user_ids)):
         if one != other:
             raise DataError(
-                f"The checkpoint {model} was trained on other {kind} than this data holds ({len(one)} against {len(other)}); "
-                "name the prepared data that it was trained on"
+                f"The checkpoint {model} was trained on other {kind} than this data holds ({len(one)} against "
+                f"{len(other)}); name the prepared data that it was trained on"
             )
     evaluator = Evaluator(data, split, seed=seed)
     results = {"CLLM4Rec": evaluator.evaluate(recommender.ranker, progress=True)}

@@ -34,10 +34,10 @@ def requests_from(
     """
     if (histories is None) == (data is None):
         raise CLLM4RecError("Name the histories by exactly one of --data (prepared data) and --histories (JSON lines)")
-    if histories is not None:
+    if histories is not None or data is None:
         if users is not None:
             raise CLLM4RecError("--users chooses users of --data; --histories names its own")
-        return list(read_histories(Path(histories)))
+        return list(read_histories(Path(str(histories))))
     prepared = PreparedData.load(data)
     known = Catalog.from_prepared(prepared)
     indices = range(prepared.num_users) if users is None else known.user_indices(_read_users(users), unknown)
@@ -164,6 +164,7 @@ def describe(catalog: Catalog, request: Request, found: list[dict[str, Any]], sh
     history = [catalog.title(index) for index in catalog.item_indices(request.history, "skip")]
     latest = history[-shown:]
     more = f"{len(history) - len(latest)} earlier ones, then " if len(history) > len(latest) else ""
-    yield f"\n{'A history' if request.user is None else f'User {request.user}'} has interacted with {more}{'; '.join(latest)}"
+    name = "A history" if request.user is None else f"User {request.user}"
+    yield f"\n{name} has interacted with {more}{'; '.join(latest)}"
     for rank, entry in enumerate(found, start=1):
         yield f"  {rank:>3}. {entry['title'] or entry['item']}  ({entry['score']:.2f})"

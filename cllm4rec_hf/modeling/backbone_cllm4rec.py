@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 PACKAGE_SCHEME = "package://"
 
+_HUB_KEYWORDS = ("revision", "gguf_file", "cache_dir", "force_download", "local_files_only", "token")
 _LAYER_COUNT_FIELDS = ("num_hidden_layers", "num_decoder_layers")
 
 
@@ -82,23 +83,40 @@ def load_backbone(
         kwargs["gguf_file"] = gguf_file
     if revision is not None:
         kwargs["revision"] = revision
-    stored = None
+    is_cut = config is not None or num_layers is not None
     if config is None:
-        config_keys = ("revision", "gguf_file", "cache_dir", "force_download", "local_files_only", "token")
-        stored = AutoConfig.from_pretrained(path, **{k: v for k, v in kwargs.items() if k in config_keys})
-        config = cut_layers(stored, num_layers)
+        hub = {key: value for key, value in kwargs.items() if key in _HUB_KEYWORDS}
+        config = load_backbone_config(name_or_path, num_layers=num_layers, **hub)
     if gguf_file is not None:
         # packed GGUF weights would be multiplied in float32 by a kernel of their own, and could not be saved
         kwargs["quantization_config"] = GgufConfig(dequantize=True)
         if dtype in (None, "auto"):
             dtype = torch.float32
     auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    is_cut = stored is None or config.num_hidden_layers < stored.num_hidden_layers
     with _without_unexpected_key_report() if is_cut else contextlib.nullcontext():
         backbone = auto_class.from_pretrained(path, config=config, dtype=dtype or "auto", **kwargs)
     if gguf_file is not None:
         _forget_quantization(backbone)
     return backbone
+
+
+def load_backbone_config(
+    name_or_path: str, revision: str | None = None, num_layers: int | None = None, **kwargs: Any
+) -> Any:
+    """The configuration of a pretrained language model, without its weights.
+
+    Args:
+        name_or_path: see `locate_backbone`.
+        revision: revision of a Hub repository.
+        num_layers: keep only the first so many layers; `None` keeps all.
+        kwargs: passed on to `AutoConfig.from_pretrained`.
+    """
+    path, gguf_file = locate_backbone(name_or_path)
+    if gguf_file is not None:
+        kwargs["gguf_file"] = gguf_file
+    if revision is not None:
+        kwargs["revision"] = revision
+    return cut_layers(AutoConfig.from_pretrained(path, **kwargs), num_layers)
 
 
 def cut_layers(config: Any, num_layers: int | None) -> Any:

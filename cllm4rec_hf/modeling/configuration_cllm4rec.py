@@ -21,7 +21,7 @@ class CLLM4RecConfig(PreTrainedConfig):
         lambda_c: precision of z^c around z^l, the weight of the mutual regularization.
         lambda_l: precision of the prior of z^l around 0.
         backbone_name_or_path: where the frozen backbone is loaded from: Hub id, directory, GGUF file or
-            `package://PACKAGE/FILE`. `None` when the backbone has no home of its own; then it is saved with the tables.
+            `package://PACKAGE/FILE`. `None` when the backbone has no home of its own and is saved with the tables.
         backbone_revision: revision of that Hub repository.
         includes_backbone: whether the checkpoint's weight file holds the backbone too (set by `save_pretrained`).
         max_prompt_length: longest prompt in tokens; longer histories lose their oldest items.
@@ -43,7 +43,7 @@ class CLLM4RecConfig(PreTrainedConfig):
     model_type = "cllm4rec"
     sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="gpt2")}
 
-    text_config: dict | PreTrainedConfig | None = None
+    text_config: Any = None
     num_users: int = 0
     num_items: int = 0
     lambda_c: float = 1.0

@@ -24,28 +24,30 @@ class ItemHead(nn.Module):
         config: says which parts exist.
     """
 
+    log_logit_scale: Tensor
+    log_history_scale: Tensor
+    history_basis: Tensor
+
     def __init__(self, config: CLLM4RecConfig):
         super().__init__()
         size = config.hidden_size
-        float32 = {"dtype": torch.float32}
         self.center_hidden = config.center_hidden
         if config.center_hidden:
             for task in CALIBRATED_TASKS:
-                self.register_buffer(f"{task}_mean", torch.zeros(size, **float32))
-                self.register_buffer(f"{task}_scale", torch.ones((), **float32))
+                self.register_buffer(f"{task}_mean", torch.zeros(size, dtype=torch.float32))
+                self.register_buffer(f"{task}_scale", torch.ones((), dtype=torch.float32))
         # logarithms: a step changes a scale by a share of itself, whatever its magnitude
-        log_scale = torch.full((), math.log(config.logit_scale), **float32)
+        log_scale = torch.full((), math.log(config.logit_scale), dtype=torch.float32)
         if config.learn_logit_scale:
             self.log_logit_scale = nn.Parameter(log_scale)
         else:
             self.register_buffer("log_logit_scale", log_scale)
-        self.item_bias = nn.Parameter(torch.zeros(config.num_items, **float32)) if config.item_bias else None
+        self.item_bias = nn.Parameter(torch.zeros(config.num_items, dtype=torch.float32)) if config.item_bias else None
+        self.history_queries: nn.Embedding | None = None
         if config.history_rank:
-            self.log_history_scale = nn.Parameter(torch.zeros((), **float32))
-            self.history_queries = nn.Embedding(config.num_items, config.history_rank, **float32)
-            self.register_buffer("history_basis", torch.eye(config.history_rank, size, **float32))
-        else:
-            self.history_queries = None
+            self.log_history_scale = nn.Parameter(torch.zeros((), dtype=torch.float32))
+            self.history_queries = nn.Embedding(config.num_items, config.history_rank, dtype=torch.float32)
+            self.register_buffer("history_basis", torch.eye(config.history_rank, size, dtype=torch.float32))
         self._initial_logit_scale = config.logit_scale
 
     @property
@@ -71,7 +73,7 @@ class ItemHead(nn.Module):
         if self.history_queries is not None:
             self.log_history_scale.zero_()
             self.history_queries.weight.zero_()
-            self.history_basis.copy_(torch.eye(*self.history_basis.shape))
+            self.history_basis.copy_(torch.eye(self.history_basis.shape[0], self.history_basis.shape[1]))
 
     def center(self, hidden: Tensor, task: str) -> Tensor:
         """Hidden states [..., d] as float32, centred and scaled by the stored statistics of a task."""

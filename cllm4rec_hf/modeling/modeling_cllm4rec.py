@@ -122,7 +122,7 @@ class _CLLM4RecForTask(CLLM4RecPreTrainedModel):
         hidden = self.encode(input_ids, attention_mask, decoder_input_ids, task)
         history = None
         if task != "content":
-            history = self._running_history(decoder_input_ids if self.config.is_encoder_decoder else input_ids)
+            history = self._running_history(input_ids if decoder_input_ids is None else decoder_input_ids)
         logits = self._token_logits(task, hidden, history) if labels is None or not self.training else None
         if labels is None:
             return CLLM4RecOutput(logits=logits)

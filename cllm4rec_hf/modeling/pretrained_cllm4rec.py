@@ -52,7 +52,7 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
         self.content_user_embeddings = table(config.num_users)
         self.content_item_embeddings = table(config.num_items)
         self.item_head = ItemHead(config)
-        self.backbone: PreTrainedModel | None = None
+        self.backbone: Any = None
         if attach_backbone:
             auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
             self.backbone = auto_class.from_config(config.text_config)
@@ -166,7 +166,7 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
         """
         config = kwargs.pop("config", None)
         if not isinstance(config, CLLM4RecConfig):
-            source = config if config is not None else pretrained_model_name_or_path
+            source: Any = config if config is not None else pretrained_model_name_or_path
             hub = {k: kwargs[k] for k in _HUB_KEYWORDS if k in kwargs}
             config, kwargs = cls.config_class.from_pretrained(source, return_unused_kwargs=True, **hub, **kwargs)
             kwargs.update(hub)
@@ -211,7 +211,9 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
         include_backbone = include_backbone or self.config.backbone_name_or_path is None
         self.config.includes_backbone = include_backbone
         ignored = self._keys_to_ignore_on_save
-        self._keys_to_ignore_on_save = None if include_backbone else {f"backbone.{k}" for k in self.backbone.state_dict()}
+        self._keys_to_ignore_on_save = (
+            None if include_backbone else {f"backbone.{k}" for k in self.backbone.state_dict()}
+        )
         try:
             return super().save_pretrained(save_directory, **kwargs)
         finally:
@@ -236,19 +238,21 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
             self.content_item_embeddings,
         )
 
-    def collaborative_parameters(self) -> list[nn.Parameter]:
+    def collaborative_parameters(self) -> list[Tensor]:
         """What an L-step or a recommendation step may move: the collaborative tables and the item head."""
         tables = [self.collaborative_user_embeddings.weight, self.collaborative_item_embeddings.weight]
         return tables + list(self.item_head.parameters())
 
-    def content_parameters(self) -> list[nn.Parameter]:
+    def content_parameters(self) -> list[Tensor]:
         """What a C-step may move: the content tables."""
         return [self.content_user_embeddings.weight, self.content_item_embeddings.weight]
 
     def get_input_embeddings(self) -> nn.Module:
+        """The backbone's vocabulary embedding."""
         return self.backbone.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the backbone's vocabulary embedding."""
         self.backbone.set_input_embeddings(value)
 
     @property
@@ -351,8 +355,8 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
             wrong = high if high >= bound else low
             raise ValueError(
                 f"{name} holds the id {wrong}; expected ids from {at_least} to {bound - 1} "
-                f"({self.config.base_vocab_size} words, {self.config.num_users} users, {self.config.num_items} items). "
-                "Use the tokenizer that was saved with this model."
+                f"({self.config.base_vocab_size} words, {self.config.num_users} users, {self.config.num_items} items)"
+                ". Use the tokenizer that was saved with this model."
             )
 
     def start_ids(self, documents: int) -> Tensor:

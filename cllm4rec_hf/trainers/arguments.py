@@ -34,7 +34,7 @@ class CLLM4RecTrainingArguments(TrainingArguments):
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN losses; they stop training here."})
     save_strategy: Any = field(default="epoch", metadata={"help": "When to save a checkpoint."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
-    remove_unused_columns: bool | None = field(default=False, metadata={"help": "Corpora have no unused columns."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Corpora have no unused columns."})
     dataloader_pin_memory: bool = field(default=False, metadata={"help": "Pin memory in data loaders."})
 
 
@@ -53,7 +53,7 @@ class RecommendationArguments(CLLM4RecTrainingArguments):
     """Stage 3: recommendation fine-tuning; validated each epoch, the best epoch is kept."""
 
     eval_strategy: Any = field(default="epoch", metadata={"help": "When to validate."})
-    load_best_model_at_end: bool | None = field(default=True, metadata={"help": "Keep the best epoch."})
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "Keep the best epoch."})
     metric_for_best_model: str | None = field(
         default="score", metadata={"help": "Metric that chooses the best epoch; score is the sum of all metrics."}
     )

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback, Trainer
-from transformers.trainer_utils import seed_worker
 
 from ..data.collators import TaskCollator
 from ..data.corpora import ContentCorpus, DocumentSet, InteractionCorpus
@@ -46,6 +45,8 @@ class CLLM4RecTrainer(Trainer):
     # compute_loss divides by the documents of the whole optimizer step itself
     loss_is_scaled_for_ga = True
     regularize = True
+    args: CLLM4RecTrainingArguments
+    model: Any
 
     def __init__(
         self,
@@ -57,7 +58,8 @@ class CLLM4RecTrainer(Trainer):
         **kwargs: Any,
     ):
         self.corpora, self.catalog = corpora, catalog
-        super().__init__(model=model, args=args, data_collator=collator, train_dataset=DocumentSet(*corpora), **kwargs)
+        self.documents = DocumentSet(*corpora)
+        super().__init__(model=model, args=args, data_collator=collator, train_dataset=self.documents, **kwargs)
         self.remove_callback(PrinterCallback)
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
@@ -76,8 +78,8 @@ class CLLM4RecTrainer(Trainer):
             self.args.gradient_accumulation_steps * self.args.world_size,
             seed,
         )
-        loader = DataLoader(
-            self.train_dataset,
+        loader: DataLoader = DataLoader(
+            self.documents,
             batch_sampler=sampler,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
@@ -121,8 +123,8 @@ class CLLM4RecTrainer(Trainer):
 
     def _divergence(self, what: str) -> str:
         return (
-            f"Training stopped at step {self.state.global_step}: {what}. The checkpoints in {self.args.output_dir} are "
-            "those of earlier steps, nothing was saved over them. Lower the learning rates "
+            f"Training stopped at step {self.state.global_step}: {what}. The checkpoints in {self.args.output_dir} "
+            "are those of earlier steps, nothing was saved over them. Lower the learning rates "
             f"(learning_rate {self.args.learning_rate}, content_learning_rate {self.args.content_learning_rate}, "
             f"user_learning_rate {self.args.user_learning_rate}, head_learning_rate {self.args.head_learning_rate}), "
             "or train in float32."
@@ -151,7 +153,7 @@ class CLLM4RecTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The optimizer of `args.optim` over `parameter_groups`."""
         if self.optimizer is None:
-            target = self.model if model is None else model
+            target: Any = self.model if model is None else model
             optimizer_class, settings = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(
                 self.args, target
             )
@@ -218,7 +220,7 @@ class CLLM4RecTrainer(Trainer):
         super()._save(output_dir, state_dict)
         if not self.args.should_save:
             return
-        directory = Path(output_dir if output_dir is not None else self.args.output_dir)
+        directory = Path(output_dir or self.args.output_dir or ".")
         # the Trainer's pickle of its arguments; the recipe's training.yaml says the same in a safe format
         (directory / "training_args.bin").unlink(missing_ok=True)
         if self.catalog is not None:

@@ -1,6 +1,5 @@
 """The whole training: warm start, content warm-up, mutually regularized pretraining, recommendation fine-tuning."""
 
-import dataclasses
 import json
 import logging
 import shutil
@@ -13,6 +12,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers.trainer_utils import get_last_checkpoint
 
+from ..card import write_card
 from ..data.catalog import Catalog
 from ..data.collators import CollaborativeCollator, ContentCollator, RecommendationCollator
 from ..data.corpora import ContentCorpus, InteractionCorpus
@@ -20,6 +20,7 @@ from ..data.prepared import PreparedData
 from ..data.prompts import PromptBuilder
 from ..errors import CLLM4RecError
 from ..evaluation.evaluator import Evaluator
+from ..modeling.backbone_cllm4rec import load_backbone_config
 from ..modeling.modeling_cllm4rec import CLLM4RecForRecommendation
 from ..tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 from .arguments import ContentArguments, MutualRegularizationArguments, RecommendationArguments
@@ -60,7 +61,8 @@ class Recipe:
     """
 
     def __init__(self, settings: RecipeSettings):
-        self.settings = settings
+        # the preset has filled every field that may be None
+        self.settings: Any = settings
         self.output = Path(settings.output)
         self.history: dict[str, list[dict[str, Any]]] = {}
 
@@ -107,10 +109,12 @@ class Recipe:
     def _prepare_parts(self) -> None:
         settings = self.settings
         self.data = PreparedData.load(settings.data)
+        backbone = load_backbone_config(settings.backbone, settings.backbone_revision, settings.num_layers)
+        self._check_context(backbone)
         self.output.mkdir(parents=True, exist_ok=True)
         (self.output / SETTINGS_FILE).write_text(yaml.safe_dump(settings.what_made_it(), sort_keys=False))
         self.catalog = Catalog.from_prepared(self.data)
-        start = self._warm_start()
+        start = self._warm_start(backbone.hidden_size)
         dtype = _dtype(settings.dtype)
         self.model = CLLM4RecForRecommendation.from_backbone(
             settings.backbone,
@@ -130,7 +134,6 @@ class Recipe:
             item_bias=settings.item_bias,
             **_start_fields(start, settings),
         )
-        self._check_context()
         self.tokenizer = CLLM4RecTokenizer.from_backbone(
             settings.backbone,
             num_users=self.data.num_users,
@@ -144,7 +147,7 @@ class Recipe:
         length, seed = settings.max_length, settings.seed
         self.collaborative = InteractionCorpus(histories, "collaborative")
         self.recommendation = InteractionCorpus(histories, "recommendation", min_items=2)
-        self.content = (
+        self.content: Any = (
             ContentCorpus(self.data.texts, self.prompts, settings.max_text_length) if len(self.data.texts) else None
         )
         self.collaborative_collator = CollaborativeCollator(self.prompts, length, seed)
@@ -153,13 +156,13 @@ class Recipe:
             self.prompts, length, tuple(settings.mask_share), settings.anonymous_share, seed
         )
 
-    def _warm_start(self) -> WarmStart | None:
+    def _warm_start(self, max_rank: int) -> WarmStart | None:
         if self.settings.warm_start == "none":
             return None
-        return fit_warm_start(self.data, max_rank=512, method=self.settings.warm_start, seed=self.settings.seed)
+        return fit_warm_start(self.data, max_rank, method=self.settings.warm_start, seed=self.settings.seed)
 
-    def _check_context(self) -> None:
-        context = getattr(self.model.config.text_config, "max_position_embeddings", None)
+    def _check_context(self, backbone: Any) -> None:
+        context = getattr(backbone, "max_position_embeddings", None)
         for name in ("max_length", "max_text_length"):
             value = getattr(self.settings, name)
             if context is not None and value > context:
@@ -240,7 +243,7 @@ class Recipe:
             "report_to": settings.report_to.split(","),
         }
 
-    def _group_rates(self) -> dict[str, float | None]:
+    def _group_rates(self) -> dict[str, Any]:
         names = ("content_learning_rate", "user_learning_rate", "head_learning_rate")
         return {name: getattr(self.settings, name) for name in names}
 
@@ -277,6 +280,7 @@ class Recipe:
         self.tokenizer.save_pretrained(self.output)
         self.catalog.save_pretrained(self.output)
         (self.output / LOG_FILE).write_text(json.dumps(self.history, indent=1))
+        write_card(self.output)
         # the stages' checkpoints held optimizer states for resuming; nothing needs them any more
         shutil.rmtree(self.output / STAGES_DIRECTORY, ignore_errors=True)
         logger.info("The checkpoint lies in %s", self.output)
@@ -300,7 +304,7 @@ def _has_bfloat16() -> bool:
     return bool(supported and supported())
 
 
-def _attention(settings: RecipeSettings, dtype: torch.dtype) -> str:
+def _attention(settings: Any, dtype: torch.dtype) -> str:
     if settings.attn_implementation != "auto":
         return settings.attn_implementation
     # on CPUs the backward pass of bfloat16 SDPA is slow for short sequences

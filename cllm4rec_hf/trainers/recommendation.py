@@ -50,7 +50,7 @@ class RecommendationTrainer(CLLM4RecTrainer):
         super().__init__(model, args, corpora, TaskCollator(collators), eval_dataset=evaluator, **kwargs)
         self.ranker = ModelRanker(self.model, collator.prompts, collator.max_length)
 
-    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
         """Train as `Trainer.train` does; the state before the first step competes for the best epoch, too.
 
         Args:
@@ -58,7 +58,7 @@ class RecommendationTrainer(CLLM4RecTrainer):
             kwargs: see `Trainer.train`.
         """
         keeps_best = self.args.load_best_model_at_end and self.evaluator is not None
-        start = Path(self.args.output_dir) / _START
+        start = Path(self.args.output_dir or ".") / _START
         if keeps_best and not start.is_dir():
             metrics = self.evaluate()
             if self.is_world_process_zero():

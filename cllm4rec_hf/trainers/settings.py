@@ -64,7 +64,7 @@ class RecipeSettings:
                 setattr(self, name, value)
         if not self.backbone:
             raise CLLM4RecError(
-                "No backbone given; name a pretrained language model by --backbone, e.g. --backbone HuggingFaceTB/SmolLM2-135M"
+                "No backbone given; name a pretrained language model, e.g. --backbone HuggingFaceTB/SmolLM2-135M"
             )
         if self.history_term and self.warm_start == "none":
             raise CLLM4RecError(
@@ -89,7 +89,8 @@ def parse_settings(argv: list[str]) -> RecipeSettings:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     chosen, rest = first.parse_known_args(argv)
-    parser = HfArgumentParser(RecipeSettings, prog="cllm4rec train", allow_abbrev=False)
+    settings_class: Any = RecipeSettings
+    parser = HfArgumentParser(settings_class, prog="cllm4rec train", allow_abbrev=False)
     parser.add_argument("--config", help="YAML file of settings; flags win over it.")
     if chosen.config:
         parser.set_defaults(**_read_yaml(Path(chosen.config)))

@@ -190,7 +190,13 @@ def test_too_long_histories_lose_their_oldest_items_and_never_the_prompt(prompts
 
 
 def test_id_token_in_a_review_is_an_error_of_the_collator(prompts):
-    bad = {"kind": "review", "user": 1, "item": 2, "input_ids": [5, prompts.first_item_id], "key": DocumentKey(0, 0, 0)}
+    bad = {
+        "kind": "review",
+        "user": 1,
+        "item": 2,
+        "input_ids": [5, prompts.first_item_id],
+        "key": DocumentKey(0, 0, 0),
+    }
     with pytest.raises(ValueError, match=r"review \(user 1, item 2\) holds the ID token .*split_special_tokens=True"):
         ContentCollator(prompts, 64)([bad])
 
@@ -206,7 +212,9 @@ def test_shares_out_of_range(prompts):
 
 
 def texts(*rows):
-    return Dataset.from_dict({name: [row[k] for row in rows] for k, name in enumerate(("kind", "user", "item", "text"))})
+    return Dataset.from_dict(
+        {name: [row[k] for row in rows] for k, name in enumerate(("kind", "user", "item", "text"))}
+    )
 
 
 def test_content_corpus_cuts_long_texts_and_drops_empty_ones(prompts):

@@ -19,9 +19,7 @@ def test_k_core_against_a_loop(seed, k):
     users, items = pairs(seed)
     rows = list(zip(users.tolist(), items.tolist(), strict=True))
     while True:
-        kept = [
-            (u, i) for u, i in rows if sum(a == u for a, _ in rows) >= k and sum(b == i for _, b in rows) >= k
-        ]
+        kept = [(u, i) for u, i in rows if sum(a == u for a, _ in rows) >= k and sum(b == i for _, b in rows) >= k]
         if len(kept) == len(rows):
             break
         rows = kept

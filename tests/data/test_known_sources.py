@@ -99,7 +99,7 @@ def amazon_reviews(path):
 def test_amazon_reviews_with_metadata_in_either_style(style, tmp_path):
     amazon_reviews(tmp_path / "reviews.json.gz")
     products = [
-        {"asin": "B0", "title": "Guitar", "description": "It's a \"real\" guitar", "price": 3.5},
+        {"asin": "B0", "title": "Guitar", "description": 'It\'s a "real" guitar', "price": 3.5},
         {"asin": "B1", "title": "Strings", "description": ["Nickel.", "Light."]},
         {"asin": "B2", "description": "No title"},
         {"asin": "B9", "title": "Never reviewed"},
@@ -111,7 +111,7 @@ def test_amazon_reviews_with_metadata_in_either_style(style, tmp_path):
     assert run(*arguments, "--min-rating", 4, "--output", tmp_path / "out") == 0
     data = PreparedData.load(tmp_path / "out")
     assert data.items["title"][:] == ["Guitar", "Strings", None, None, None]
-    assert text_of(data, "item", 0) == "Guitar. It's a \"real\" guitar."
+    assert text_of(data, "item", 0) == 'Guitar. It\'s a "real" guitar.'
     assert text_of(data, "item", 1) == "Strings. Nickel. Light."
     assert text_of(data, "item", 2) == "No title."
     assert {row["kind"] for row in data.texts} == {"review", "item"}

@@ -44,7 +44,9 @@ def write(table, path):
 
 def prepare(source, output, *options):
     columns = ["--rating-column", "rating", "--timestamp-column", "time", "--text-column", "review"]
-    return main(["prepare", "--interactions", str(source), *columns, "--k-core", "3", "--output", str(output), *options])
+    return main(
+        ["prepare", "--interactions", str(source), *columns, "--k-core", "3", "--output", str(output), *options]
+    )
 
 
 def contents(directory):
@@ -119,7 +121,9 @@ def test_rating_filter_and_duplicates(tmp_path):
 
 def test_item_and_user_tables(tmp_path):
     source = write(frame(), tmp_path / "data.csv")
-    items = pl.DataFrame({"item": [f"i{k}" for k in range(12)], "name": [f"Thing {k}" for k in range(12)], "brand": ["Acme", None] * 6})
+    items = pl.DataFrame(
+        {"item": [f"i{k}" for k in range(12)], "name": [f"Thing {k}" for k in range(12)], "brand": ["Acme", None] * 6}
+    )
     users = pl.DataFrame({"id": ["u00", "stranger"], "about": ["likes  old\nfilms", "x"]})
     options = ["--items", str(write(items, tmp_path / "items.jsonl")), "--item-title-column", "name"]
     options += ["--item-text-columns", "name,brand", "--users", str(write(users, tmp_path / "users.tsv"))]

@@ -19,7 +19,9 @@ from tests.trainers.parts import ITEMS, USERS, make_parts
 def recommender(base_tokenizer):
     parts = make_parts(base_tokenizer)
     catalog = Catalog(
-        [f"i{k}" for k in range(ITEMS)], [f"Title {k}" if k else None for k in range(ITEMS)], [f"u{k}" for k in range(USERS)]
+        [f"i{k}" for k in range(ITEMS)],
+        [f"Title {k}" if k else None for k in range(ITEMS)],
+        [f"u{k}" for k in range(USERS)],
     )
     return Recommender(parts.model.eval(), parts.tokenizer, catalog, batch_size=3)
 
@@ -124,7 +126,11 @@ def test_histories_from_json_lines(tmp_path):
     path = tmp_path / "histories.jsonl"
     path.write_text('{"user": "a", "history": ["x", 7]}\n\n{"history": []}\n')
     assert list(read_histories(path)) == [Request("a", ("x", "7")), Request(None, ())]
-    for line, message in (("{", "line 2: .* not JSON"), ('{"history": "x"}', "line 2: expected"), ("[1]", "line 2: expected")):
+    for line, message in (
+        ("{", "line 2: .* not JSON"),
+        ('{"history": "x"}', "line 2: expected"),
+        ("[1]", "line 2: expected"),
+    ):
         path.write_text('{"history": []}\n' + line + "\n")
         with pytest.raises(DataError, match=message):
             list(read_histories(path))

@@ -56,7 +56,9 @@ def make_parts(base_tokenizer, family="llama", seed=0, **fields) -> Parts:
     rows = [("review", user, int(items[0]), WORDS[user % 3]) for user, items in enumerate(lists)]
     rows += [("item", None, item, WORDS[3 + item % 2]) for item in range(4)]
     rows += [("user", user, None, WORDS[3]) for user in range(4)]
-    texts = Dataset.from_dict(dict(zip(("kind", "user", "item", "text"), map(list, zip(*rows, strict=True)), strict=True)))
+    texts = Dataset.from_dict(
+        dict(zip(("kind", "user", "item", "text"), map(list, zip(*rows, strict=True)), strict=True))
+    )
     return Parts(
         model,
         tokenizer,

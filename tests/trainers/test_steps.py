@@ -76,7 +76,9 @@ def test_gradient_does_not_depend_on_batches_accumulation_padding_or_order(stage
     assert learned, "nothing was learned"
     for other in updates[1:]:
         for name, update in updates[0].items():
-            torch.testing.assert_close(other[name], update, atol=1e-5, rtol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+            torch.testing.assert_close(
+                other[name], update, atol=1e-5, rtol=1e-5, msg=lambda m, name=name: f"{name}: {m}"
+            )
 
 
 def test_more_padding_changes_nothing(base_tokenizer):
@@ -115,7 +117,13 @@ def test_what_a_stage_moves(stage, family, base_tokenizer, tmp_path):
 def test_c_steps_move_the_content_tables_alone_and_l_steps_the_others(base_tokenizer, tmp_path):
     parts = make_parts(base_tokenizer)
     trainer = trainer_of(
-        "collaborative", parts, tmp_path, with_content=True, per_device_train_batch_size=4, max_steps=4, optim="adamw_torch"
+        "collaborative",
+        parts,
+        tmp_path,
+        with_content=True,
+        per_device_train_batch_size=4,
+        max_steps=4,
+        optim="adamw_torch",
     )
     snapshots, tasks = [tables(parts.model)], []
     record = trainer._record
@@ -140,7 +148,12 @@ def test_c_steps_move_the_content_tables_alone_and_l_steps_the_others(base_token
 
 def test_parts_of_the_loss_and_the_speed_are_in_the_log(base_tokenizer, tmp_path):
     trainer = trainer_of(
-        "recommendation", make_parts(base_tokenizer), tmp_path, with_content=True, per_device_train_batch_size=4, num_train_epochs=1
+        "recommendation",
+        make_parts(base_tokenizer),
+        tmp_path,
+        with_content=True,
+        per_device_train_batch_size=4,
+        num_train_epochs=1,
     )
     trainer.train()
     entry = next(entry for entry in trainer.state.log_history if "loss" in entry)
@@ -168,7 +181,9 @@ def test_divergence_stops_before_anything_is_saved(where, base_tokenizer, tmp_pa
         return loss
 
     trainer.compute_loss = poisoned
-    with pytest.raises(FloatingPointError, match=r"stopped at step \d.*nothing was saved over them. Lower the learning"):
+    with pytest.raises(
+        FloatingPointError, match=r"stopped at step \d.*nothing was saved over them. Lower the learning"
+    ):
         trainer.train()
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
 

@@ -46,7 +46,11 @@ def test_full_rank_without_text_is_ease(data):
     assert start.settings["rank"] == data.num_items - 1
     np.testing.assert_allclose(start.scores(history), ease.score(np.array([4]), history), atol=0.05)
     best = max(
-        sum(Evaluator(data, "validation").evaluate(EASE(r).fit(data.histories("train")), bootstrap=False).metrics.values())
+        sum(
+            Evaluator(data, "validation")
+            .evaluate(EASE(r).fit(data.histories("train")), bootstrap=False)
+            .metrics.values()
+        )
         for r in (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
     )
     assert start.score >= best - 0.2
