@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,7 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest and options.command != "train":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.rest = rest
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    is_main_process = os.environ.get("RANK", "0") == "0"
+    level = logging.INFO if is_main_process else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "datasets", "accelerate", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
@@ -57,6 +60,13 @@ def _command(commands: Any, name: str, run: Callable[[Any], int], text: str, **k
     parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False, **kwargs)
     parser.set_defaults(run=run)
     return parser
+
+
+def _hide_loading_bars() -> None:
+    """Reading and writing tables takes less time than its bars take space; training keeps its own."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
 
 
 # ---- prepare
@@ -157,6 +167,7 @@ def _add_train(commands: Any) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
+    _hide_loading_bars()
     from .trainers.recipe import train
     from .trainers.settings import parse_settings
 
@@ -178,6 +189,7 @@ def _add_evaluate(commands: Any) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    _hide_loading_bars()
     from .data.prepared import PreparedData
     from .evaluation.evaluator import format_table
     from .evaluation.report import evaluate_checkpoint
@@ -224,6 +236,7 @@ def _add_recommend(commands: Any) -> None:
 
 
 def _recommend(options: argparse.Namespace) -> int:
+    _hide_loading_bars()
     from .inference.batch import recommend_to_file, recommend_to_terminal, requests_from
     from .inference.recommender import Recommender
 

@@ -82,7 +82,11 @@ class ContentCorpus:
                 f"tokens; expected at least {prompts.content_overhead + 1}"
             )
         written = texts.filter(
-            lambda rows: [bool(text.strip()) for text in rows], input_columns="text", batched=True, keep_in_memory=True
+            lambda rows: [bool(text.strip()) for text in rows],
+            input_columns="text",
+            batched=True,
+            keep_in_memory=True,
+            desc="Looking for empty texts",
         )
         table = written.map(
             lambda rows: {"input_ids": prompts.main_texts(rows["text"], budget)},

@@ -322,7 +322,16 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
 
         Returns:
             [B, T, d], or [B, M, d] of the decoder, in the backbone's dtype.
+
+        Raises:
+            ValueError: if a row is longer than the backbone's context, or an id is out of range.
         """
+        context = getattr(self.config.text_config, "max_position_embeddings", None)
+        if context is not None and input_ids.shape[1] > context:
+            raise ValueError(
+                f"A prompt of {input_ids.shape[1]} tokens exceeds the backbone's context of {context}; leave out the "
+                "oldest items of the history, or the end of the text"
+            )
         embedded = self.embed(input_ids, task)
         if self.config.is_encoder_decoder:
             if decoder_input_ids is None:

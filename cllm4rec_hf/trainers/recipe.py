@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import yaml
 from safetensors.torch import load_file
+from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..card import write_card
@@ -255,7 +256,8 @@ class Recipe:
         last = get_last_checkpoint(str(directory)) if directory.is_dir() else None
         if last is not None:
             logger.info("Going on from %s", last)
-        trainer.train(resume_from_checkpoint=last)
+        with logging_redirect_tqdm():
+            trainer.train(resume_from_checkpoint=last)
         self.history[name] = trainer.state.log_history
         if trainer.is_world_process_zero():
             beside = directory / "final.part"

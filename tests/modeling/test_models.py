@@ -206,6 +206,16 @@ def test_wrong_backbone_is_named():
         model.attach_backbone(make_backbone("llama", vocab_size=97))
 
 
+@pytest.mark.parametrize("family, context", [("gpt2", 128), ("llama", 256)])
+def test_a_prompt_longer_than_the_context_is_an_error(family, context):
+    model = model_of(family)
+    assert model(torch.full((1, context), 3)).logits.isfinite().all()
+    with pytest.raises(
+        ValueError, match=f"A prompt of {context + 1} tokens exceeds the backbone's context of {context}"
+    ):
+        model(torch.full((1, context + 1), 3))
+
+
 def test_unknown_task_and_impossible_configuration():
     model = model_of("llama")
     with pytest.raises(ValueError, match="Unknown task 'rating'; expected one of collaborative, content"):

@@ -14,7 +14,7 @@ from cllm4rec_hf import (
 )
 from tests.trainers.parts import make_parts, tables
 
-FAMILIES = ("llama", "t5")
+FAMILIES = ("gpt2", "llama", "t5")
 
 
 def arguments(cls, directory, **settings):
