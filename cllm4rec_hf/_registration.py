@@ -45,16 +45,14 @@ def _register_models() -> None:
     AutoModel.register(CLLM4RecConfig, classes, exist_ok=True)
 
 
-_OWN = f"{__package__}.modeling.configuration_cllm4rec", f"{__package__}.modeling.modeling_cllm4rec"
-_OWN_TOKENIZER = f"{__package__}.tokenization.tokenization_cllm4rec"
-
-# module of transformers that has to be there -> what to do then, and our modules that it imports
-_STEPS: dict[str, tuple[Callable[[], None], tuple[str, ...]]] = {
-    "transformers.models.auto.configuration_auto": (_register_config, _OWN[:1]),
-    "transformers.models.auto.tokenization_auto": (_register_tokenizer, (_OWN[0], _OWN_TOKENIZER)),
-    "transformers.models.auto.modeling_auto": (_register_models, _OWN),
+# module of transformers that has to be there -> what to do then
+_STEPS: dict[str, Callable[[], None]] = {
+    "transformers.models.auto.configuration_auto": _register_config,
+    "transformers.models.auto.tokenization_auto": _register_tokenizer,
+    "transformers.models.auto.modeling_auto": _register_models,
 }
-_WATCHED = {*_STEPS, *_OWN, _OWN_TOKENIZER}
+# what the registrations import; any of these may itself be what makes transformers import its Auto classes
+_OWN = (f"{__package__}.modeling.", f"{__package__}.tokenization.")
 _done: set[str] = set()
 
 
@@ -65,10 +63,10 @@ def _is_being_imported(name: str, finished: str | None) -> bool:
 
 def _register_what_is_ready(finished: str | None = None) -> None:
     """Run each step whose module of transformers is there, unless one of our own is halfway through its import."""
-    for module, (register, own) in _STEPS.items():
-        if module in _done or module not in sys.modules or _is_being_imported(module, finished):
-            continue
-        if not any(_is_being_imported(name, finished) for name in own):
+    if any(_is_being_imported(name, finished) for name in list(sys.modules) if name.startswith(_OWN)):
+        return
+    for module, register in _STEPS.items():
+        if module not in _done and module in sys.modules and not _is_being_imported(module, finished):
             _done.add(module)
             register()
 
@@ -79,7 +77,7 @@ class _AfterImport(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname not in _WATCHED:
+        if fullname not in _STEPS and not fullname.startswith(_OWN):
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is None or spec.loader is None:

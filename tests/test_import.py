@@ -2,12 +2,15 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parent.parent
+
 
 def run(code):
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()
 
@@ -18,25 +21,48 @@ def test_import_pulls_in_nothing_heavy():
     assert run(code) == "[]"
 
 
-@pytest.mark.parametrize(
-    "first",
-    [
-        "from transformers import AutoModel, AutoTokenizer; import cllm4rec_hf",
-        "import cllm4rec_hf; from transformers import Trainer",
-        "import cllm4rec_hf.modeling.modeling_cllm4rec",
-        "import cllm4rec_hf.tokenization.tokenization_cllm4rec",
-    ],
-)
-def test_auto_classes_know_it_in_any_order_of_imports(first):
-    code = (
-        f"{first}\n"
-        "from transformers import AutoConfig, AutoModel, AutoTokenizer\n"
-        "import cllm4rec_hf\n"
-        "from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING\n"
-        "c = cllm4rec_hf.CLLM4RecConfig\n"
-        "print(AutoConfig.for_model('cllm4rec').__class__ is c, c in AutoModel._model_mapping.keys(), c in TOKENIZER_MAPPING.keys())"
-    )
-    assert run(code).splitlines()[-1] == "True True True"
+# each in a fresh process: any of these may be the first that makes transformers import its Auto classes
+FIRST = [
+    *(
+        f"import cllm4rec_hf.{path.parent.name}.{path.stem}"
+        for folder in ("modeling", "tokenization")
+        for path in sorted((ROOT / "cllm4rec_hf" / folder).glob("*_cllm4rec.py"))
+    ),
+    "import cllm4rec_hf.trainers.recipe",
+    "import cllm4rec_hf.inference.recommender",
+    "from cllm4rec_hf import CLLM4RecTokenizer",
+    "import cllm4rec_hf; from transformers import AutoModel",
+    "import cllm4rec_hf; from transformers import Trainer, pipeline",
+    "from transformers import AutoModel, AutoTokenizer; import cllm4rec_hf",
+]
+
+CHECK = """
+from transformers import AutoConfig, AutoModel
+import cllm4rec_hf
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
+config_class = cllm4rec_hf.CLLM4RecConfig
+assert type(AutoConfig.for_model("cllm4rec")) is config_class
+assert config_class in AutoModel._model_mapping.keys() and config_class in TOKENIZER_MAPPING.keys()
+"""
+
+
+def test_auto_classes_know_it_in_any_order_of_imports():
+    code = f"""
+import os, sys, traceback, torch, transformers
+assert "transformers.models.auto.modeling_auto" not in sys.modules
+for first in {FIRST!r}:
+    child = os.fork()
+    if not child:
+        try:
+            exec(first + {CHECK!r})
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        print("failed:", first)
+"""
+    assert run(code) == ""
 
 
 def test_every_public_name_is_there():
