@@ -48,7 +48,7 @@ assert config_class in AutoModel._model_mapping.keys() and config_class in TOKEN
 
 def test_auto_classes_know_it_in_any_order_of_imports():
     code = f"""
-import os, sys, traceback, torch, transformers
+import os, sys, traceback, torch, accelerate, datasets, sklearn, transformers.configuration_utils
 assert "transformers.models.auto.modeling_auto" not in sys.modules
 for first in {FIRST!r}:
     child = os.fork()
