@@ -21,7 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments; those of the process by default.
 
     Returns:
-        0, 2 for an error that the user can mend (one line on stderr), 130 when interrupted.
+        0, 1 when training diverged, 2 for an error that the user can mend (each one line on stderr), 130 when
+        interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = _parser()
@@ -40,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (CLLM4RecError, ModuleNotFoundError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except FloatingPointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -10,6 +10,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from cllm4rec_hf import Catalog, CLLM4RecForRecommendation, CLLM4RecTokenizer
 from cllm4rec_hf.cli import main
+from tests.conftest import make_backbone
 
 QUICK = {
     "max_length": 64, "max_text_length": 48, "content_epochs": 1, "pretraining_epochs": 1, "recommendation_epochs": 2,
@@ -83,6 +84,12 @@ def test_a_finished_run_is_not_repeated_and_another_one_not_overwritten(settings
     assert main(["train", "--config", str(settings_file), "--batch_size", "4"]) == 2
     assert "batch_size: 8 there, 4 here" in capsys.readouterr().err
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == weights
+    # told to start again, it replaces what a run writes and nothing else
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    again = ["--recommendation_epochs", "1", "--overwrite", "true"]
+    assert main(["train", "--config", str(settings_file), *again]) == 0
+    assert yaml.safe_load((tmp_path / "out" / "training.yaml").read_text())["recommendation_epochs"] == 1
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
     # the same settings and seed give the same model
     assert main(["train", "--config", str(settings_file), "--output", str(tmp_path / "again")]) == 0
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == weights
@@ -130,6 +137,26 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(stage, settings_file, tmp_
     assert (tmp_path / "broken" / "model.safetensors").read_bytes() == expected
 
 
+@pytest.mark.parametrize("family", ["gpt2", "t5"])
+def test_the_road_is_the_same_for_other_families(family, prepared, base_tokenizer, tmp_path, capsys):
+    make_backbone(family, vocab_size=len(base_tokenizer) + 6).save_pretrained(tmp_path / "other")
+    base_tokenizer.save_pretrained(tmp_path / "other")
+    settings = QUICK | {"recommendation_epochs": 1}
+    paths = {"data": prepared, "backbone": tmp_path / "other", "output": tmp_path / "out"}
+    assert main(["train", *flags(paths), *flags(settings)]) == 0
+    assert main(["evaluate", "--model", str(tmp_path / "out"), "--data", str(prepared), "--no-baselines"]) == 0
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["recall@20"] > 0
+    recommend = ["recommend", "--model", str(tmp_path / "out"), "--data", str(prepared), "--users", "u01"]
+    assert main([*recommend, "--top-k", "3"]) == 0
+    assert "User u01 has interacted with" in capsys.readouterr().out
+
+
+def test_divergence_is_one_line_and_exit_code_1(settings_file, tmp_path, capsys):
+    assert main(["train", "--config", str(settings_file), "--content_stage_learning_rate", "1e38"]) == 1
+    assert "error: Training stopped at step" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
 def test_the_paper_preset_is_the_papers(prepared, saved_backbone, tmp_path):
     settings = QUICK | {"preset": "paper", "recommendation_epochs": 1}
     paths = {"data": prepared, "backbone": saved_backbone, "output": tmp_path / "out"}
@@ -150,6 +177,10 @@ def test_the_paper_preset_is_the_papers(prepared, saved_backbone, tmp_path):
         ({"preset": "best"}, "Unknown preset 'best'; expected one of paper, default"),
         ({"max_length": 999}, "max_length 999 exceeds the backbone's context of 256 tokens"),
         ({"dtype": "int3"}, "Unknown dtype 'int3'"),
+        ({"num_layers": 9}, "num_layers must lie between 1 and the backbone's 2 layers, got 9"),
+        ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
+        ({"recommendation_epochs": -1}, "recommendation_epochs must be 0 or more, got -1"),
+        ({"warm_start": "magic"}, "warm_start must be none, auto, ease or svd; got 'magic'"),
         ({"warm_start": "none"}, "The history term needs a warm start"),
         ({"data": "nowhere"}, "nowhere holds no meta.json"),
     ],

@@ -38,8 +38,15 @@ def write_prepared(output: Path, tables: dict[str, "pl.DataFrame"], meta: dict[s
     from datasets import Dataset
     from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
-    if output.exists() and not (output / META_FILE).is_file():
-        raise DataError(f"{output} exists and is not prepared data, so it is not replaced; choose another --output")
+    known = {META_FILE, "README.md", *(f"{name}.parquet" for name in TABLES)}
+    if output.exists():
+        found = {path.name for path in output.iterdir()} if output.is_dir() else {output.name}
+        if META_FILE not in found or found - known:
+            others = ", ".join(sorted(found - known)[:3]) or "no meta.json"
+            raise DataError(
+                f"{output} exists and is not prepared data alone ({others}), so it is not replaced; "
+                "choose another --output"
+            )
     output.parent.mkdir(parents=True, exist_ok=True)
     beside = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.part")
     beside.mkdir()

@@ -38,6 +38,12 @@ SETTINGS_FILE = "training.yaml"
 LOG_FILE = "training_log.json"
 STAGES_DIRECTORY = "stages"
 
+_WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+_WRITTEN = (
+    "config.json", "model*.safetensors*", "tokenizer*.json", "special_tokens_map.json", "chat_template.jinja",
+    "catalog_*.parquet", "evaluation.json", "README.md", SETTINGS_FILE, LOG_FILE, STAGES_DIRECTORY, "*.part",
+)  # fmt: skip
+
 
 def train(settings: RecipeSettings) -> Path:
     """Run the three stages and write the checkpoint; an interrupted run goes on from its last checkpoint.
@@ -97,20 +103,26 @@ class Recipe:
             return False
         before, now = yaml.safe_load(file.read_text()), self.settings.what_made_it()
         if before == now:
-            return (self.output / "model.safetensors").is_file()
+            return any((self.output / name).is_file() for name in _WEIGHT_FILES)
         if not self.settings.overwrite:
             other = [f"{k}: {before.get(k)!r} there, {now.get(k)!r} here" for k in now if before.get(k) != now.get(k)]
             raise CLLM4RecError(
                 f"{self.output} holds a run with other settings ({'; '.join(other[:4])}). "
                 "Choose another --output, or --overwrite to start again"
             )
-        shutil.rmtree(self.output)
+        # only what a run writes: the directory may hold other things of the user's
+        for pattern in _WRITTEN:
+            for path in self.output.glob(pattern):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         return False
 
     def _prepare_parts(self) -> None:
         settings = self.settings
         self.data = PreparedData.load(settings.data)
-        backbone = load_backbone_config(settings.backbone, settings.backbone_revision, settings.num_layers)
+        try:
+            backbone = load_backbone_config(settings.backbone, settings.backbone_revision, settings.num_layers)
+        except ValueError as error:
+            raise CLLM4RecError(f"The backbone {settings.backbone!r} cannot be used: {error}") from error
         self._check_context(backbone)
         self.output.mkdir(parents=True, exist_ok=True)
         (self.output / SETTINGS_FILE).write_text(yaml.safe_dump(settings.what_made_it(), sort_keys=False))
@@ -278,10 +290,15 @@ class Recipe:
     def _finish(self) -> Path:
         if not getattr(self, "_is_main", True):
             return self.output
-        self.model.save_pretrained(self.output)
-        self.tokenizer.save_pretrained(self.output)
-        self.catalog.save_pretrained(self.output)
-        (self.output / LOG_FILE).write_text(json.dumps(self.history, indent=1))
+        beside = self.output / "checkpoint.part"
+        self.model.save_pretrained(beside)
+        self.tokenizer.save_pretrained(beside)
+        self.catalog.save_pretrained(beside)
+        (beside / LOG_FILE).write_text(json.dumps(self.history, indent=1))
+        # the weights come last: where they are, the checkpoint is complete
+        for path in sorted(beside.iterdir(), key=lambda path: (path.name in _WEIGHT_FILES, path.name)):
+            path.replace(self.output / path.name)
+        beside.rmdir()
         write_card(self.output)
         # the stages' checkpoints held optimizer states for resuming; nothing needs them any more
         shutil.rmtree(self.output / STAGES_DIRECTORY, ignore_errors=True)

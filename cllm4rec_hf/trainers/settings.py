@@ -66,6 +66,19 @@ class RecipeSettings:
             raise CLLM4RecError(
                 "No backbone given; name a pretrained language model, e.g. --backbone HuggingFaceTB/SmolLM2-135M"
             )
+        for name in ("batch_size", "gradient_accumulation_steps", "max_length", "max_text_length"):
+            if getattr(self, name) < 1:
+                raise CLLM4RecError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        for name in ("content_epochs", "pretraining_epochs", "recommendation_epochs", "lambda_c", "lambda_l"):
+            if getattr(self, name) < 0:
+                raise CLLM4RecError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        share = self.mask_share
+        if not isinstance(share, list) or len(share) != 2 or not 0 < share[0] <= share[1] < 1:
+            raise CLLM4RecError(f"mask_share must be two ascending shares between 0 and 1, e.g. 0.1 0.3; got {share}")
+        if not 0 <= (self.anonymous_share or 0) <= 1:
+            raise CLLM4RecError(f"anonymous_share must lie between 0 and 1, got {self.anonymous_share}")
+        if self.warm_start not in ("none", "auto", "ease", "svd"):
+            raise CLLM4RecError(f"warm_start must be none, auto, ease or svd; got {self.warm_start!r}")
         if self.history_term and self.warm_start == "none":
             raise CLLM4RecError(
                 "The history term needs a warm start; set warm_start to auto, or history_term to false"
