@@ -221,7 +221,9 @@ def test_evaluating_on_other_data_is_an_error(settings_file, tmp_path, interacti
     assert main(arguments) == 0
     assert main(["evaluate", "--model", str(tmp_path / "out"), "--data", str(tmp_path / "other")]) == 2
     assert "was trained on other" in capsys.readouterr().err
-    assert main(["evaluate", "--model", str(tmp_path / "nothing"), "--data", str(tmp_path / "other")]) == 2
+    for nothing in (tmp_path / "nothing", tmp_path / "other"):
+        assert main(["evaluate", "--model", str(nothing), "--data", str(tmp_path / "other")]) == 2
+        assert f"No checkpoint in {nothing}; expected a directory" in capsys.readouterr().err
 
 
 def test_help_costs_nothing():

@@ -16,7 +16,7 @@ _GENRES = [
     "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
     "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
 ]  # fmt: skip
-_ARTICLE = re.compile(r"^(.*), (The|A|An|Il|La|Le|Les|L'|Das|Der|Die|El|Los|Las)$")
+_ARTICLE = re.compile(r"^(.*), (The|A|An|Il|La|Le|Les|L'|Das|Der|Die|El|Los|Las)( \(.*\))?$")
 
 
 def movielens_100k(directory: str | None = None) -> RawData:
@@ -109,7 +109,7 @@ def _movie(number: str, title: str | None, year: str | None, genres: list[str]) 
     title = (title or "").strip()
     moved = _ARTICLE.match(title)
     if moved:
-        title = f"{moved[2]}{'' if moved[2].endswith(chr(39)) else ' '}{moved[1]}"
+        title = f"{moved[2]}{'' if moved[2].endswith(chr(39)) else ' '}{moved[1]}{moved[3] or ''}"
     has_year = bool(year) and str(year).isdigit()
     text = f"{title}, a movie of {year}." if has_year else f"{title}, a movie."
     named = [genre for genre in genres if genre != "unknown"]

@@ -1,15 +1,18 @@
 """Recommendations with external ids in and titles out."""
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..data.catalog import Catalog
 from ..data.prompts import PromptBuilder
+from ..errors import CLLM4RecError
 from ..evaluation.ranking import top_k as rank_top_k
 from .ranker import ModelRanker
 
@@ -50,7 +53,17 @@ class Recommender:
             name_or_path: directory or Hub id.
             batch_size: requests that are scored at once.
             kwargs: arguments of the model's `from_pretrained`, e.g. `dtype`.
+
+        Raises:
+            CLLM4RecError: if the name is that of a directory which is not there or holds no checkpoint.
         """
+        path = Path(name_or_path)
+        is_hub_id = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", os.fspath(name_or_path)) is not None
+        if not (path / "config.json").is_file() and (path.exists() or not is_hub_id):
+            raise CLLM4RecError(
+                f"No checkpoint in {name_or_path}; expected a directory that `cllm4rec train --output` named, or a Hub "
+                "id"
+            )
         from ..modeling.modeling_cllm4rec import CLLM4RecForRecommendation
         from ..tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 

@@ -25,7 +25,12 @@ def recbole_layout(directory):
     rows += [f"{user}\t{item}\t{3 + item % 3}\t{user * item}" for user in range(1, 9) for item in range(1, 7)]
     (directory / "ml-100k.inter").write_text("\n".join(rows))
     movies = ["1\tToy Story\t1995\tAnimation Children's Comedy", "2\tUsual Suspects, The\t1995\tCrime"]
-    movies += ["3\tPostino, Il\t1994\tDrama", "4\tNo Year\t\tunknown", "5\tHeat\t1995\tAction", "6\tBabe\t1995\tDrama"]
+    movies += [
+        "3\tPostino, Il (The Postman)\t1994\tDrama",
+        "4\tNo Year\t\tunknown",
+        "5\tHeat\t1995\tAction",
+        "6\tBabe\t1995\tDrama",
+    ]
     (directory / "ml-100k.item").write_text(
         "\n".join(["item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq", *movies])
     )
@@ -36,7 +41,12 @@ def recbole_layout(directory):
 
 def check_movielens(data):
     assert data.num_users == 8 and data.num_items == 6
-    assert data.items["title"][:4] == ["Toy Story (1995)", "The Usual Suspects (1995)", "Il Postino (1994)", "No Year"]
+    assert data.items["title"][:4] == [
+        "Toy Story (1995)",
+        "The Usual Suspects (1995)",
+        "Il Postino (The Postman) (1994)",
+        "No Year",
+    ]
     assert text_of(data, "item", 0) == "Toy Story, a movie of 1995. Genres: Animation, Children's, Comedy."
     assert text_of(data, "item", 3) == "No Year, a movie."
     assert text_of(data, "user", 1) == "A 22-year-old woman whose occupation is technician."
