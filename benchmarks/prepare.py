@@ -32,14 +32,19 @@ def generate(path: Path, interactions: int, words: int, seed: int = 0) -> None:
     generator = np.random.Generator(np.random.PCG64(seed))
     users, items = max(10, interactions // 20), max(10, interactions // 40)
 
-    def draw(size: int) -> np.ndarray:
-        # inverse of a Zipf-like distribution over ranks
-        return (size ** generator.random(interactions) - 1).astype(np.int64)
+    def draw(size: int, count: int) -> np.ndarray:
+        # popularity falls with the square root of the rank
+        return (size * generator.random(count) ** 2).astype(np.int64)
 
+    pairs = np.empty(0, dtype=np.int64)
+    while len(pairs) < interactions:
+        more = draw(users, interactions) * items + draw(items, interactions)
+        pairs = np.unique(np.concatenate([pairs, more]))
+    pairs = generator.permutation(pairs)[:interactions]
+    users_of, items_of = pairs // items, pairs % items
     vocabulary = np.array([f"w{k}" + "x" * (k % 7) for k in range(5000)])
     step = 50_000
     with path.open("wb") as file:
-        users_of, items_of = generator.permutation(users)[draw(users)], generator.permutation(items)[draw(items)]
         for start in range(0, interactions, step):
             rows = slice(start, min(start + step, interactions))
             count = rows.stop - rows.start
@@ -84,7 +89,7 @@ def main() -> None:
         subprocess.run([sys.executable, __file__, *size, "--generate", str(source)], check=True)
         command = [sys.executable, "-m", "cllm4rec_hf.cli", "prepare", "--interactions", str(source)]
         command += ["--rating-column", "rating", "--timestamp-column", "time", "--text-column", "text"]
-        command += ["--min-rating", "2", "--overwrite", "--output", str(Path(directory) / "prepared")]
+        command += ["--min-rating", "1", "--overwrite", "--output", str(Path(directory) / "prepared")]
         runs = [measure(command) for _ in range(options.runs)]
         megabytes = source.stat().st_size / 1e6
         steps = json.loads((Path(directory) / "prepared" / "meta.json").read_text())["steps"]

@@ -96,6 +96,7 @@ def prepare(raw: RawData, rules: PrepareRules, output: str | Path, overwrite: bo
         raise DataError("--min-rating needs ratings; name their column by --rating-column, or leave --min-rating out")
     if "timestamp" in frame.columns:
         rows = rows[np.argsort(_times(frame["timestamp"])[rows], kind="stable")]
+    del frame
     rows = last_of_duplicates(users, items, rows)
     step("duplicate pairs merged", users[rows], items[rows])
     kept, rounds = k_core(users[rows], items[rows], rules.k_core)
@@ -233,10 +234,17 @@ def _about(kind: str, user: "pl.Expr", item: "pl.Expr", frame: "pl.DataFrame") -
     """Rows of the table of texts; white space is folded, and empty texts are no texts."""
     import polars as pl
 
-    text = pl.col("text").str.replace_all(r"\s+", " ").str.strip_chars()
-    return frame.select(pl.lit(kind).alias("kind"), user.alias("user"), item.alias("item"), text.alias("text")).filter(
-        pl.col("text").is_not_null() & (pl.col("text") != "")
-    )
+    return frame.select(
+        pl.lit(kind).alias("kind"), user.alias("user"), item.alias("item"), _folded(pl.col("text"))
+    ).filter(_is_written(pl.col("text")))
+
+
+def _folded(text: "pl.Expr") -> "pl.Expr":
+    return text.str.replace_all(r"\s+", " ").str.strip_chars()
+
+
+def _is_written(text: "pl.Expr") -> "pl.Expr":
+    return text.is_not_null() & (text != "")
 
 
 def _reviews(
@@ -258,11 +266,13 @@ def _reviews(
         }
     )
     with reading(raw.name):
-        found = (
-            raw.interactions.select(pl.col("text").cast(pl.String))
+        return (
+            raw.interactions.select(_folded(pl.col("text").cast(pl.String)))
             .with_row_index("row")
             .join(wanted, on="row", how="inner")
+            .drop("row")
             .sort("position")
+            .select(pl.lit("review").alias("kind"), "user", "item", "text")
+            .filter(_is_written(pl.col("text")))
             .collect(engine="streaming")
         )
-    return _about("review", pl.col("user"), pl.col("item"), found)

@@ -1,5 +1,6 @@
 """Prepared data: what `cllm4rec prepare` wrote, read back."""
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -101,6 +102,7 @@ class PreparedData:
                 f"{directory} has format version {meta.get('format_version')!r}; this version reads {FORMAT_VERSION}. "
                 "Prepare the data again"
             )
+        fingerprint = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
         tables = {}
         for name, columns in TABLES.items():
             file = directory / f"{name}.parquet"
@@ -114,7 +116,8 @@ class PreparedData:
                 raise DataError(
                     f"{file} has the columns {', '.join(table.column_names)}; expected {', '.join(columns)}"
                 )
-            tables[name] = Dataset(table)
+            # a fingerprint of our own spares hashing the table, and tells one prepared directory from another
+            tables[name] = Dataset(table, fingerprint=f"{name}-{fingerprint}")
         return cls(meta, tables)
 
     def histories(self, *splits: str) -> Histories:

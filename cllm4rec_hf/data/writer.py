@@ -12,6 +12,9 @@ from .prepared import META_FILE, TABLES
 if TYPE_CHECKING:
     import polars as pl
 
+# rows of a Parquet row group; the writer holds one at a time
+_ROWS = 50_000
+
 _CARD = """---
 configs:
 {configs}
@@ -54,7 +57,10 @@ def write_prepared(output: Path, tables: dict[str, "pl.DataFrame"], meta: dict[s
     disable_progress_bar()
     try:
         for name in TABLES:
-            Dataset(_arrow(tables.pop(name))).to_parquet(beside / f"{name}.parquet")
+            # without a fingerprint, datasets would serialise the whole table in memory to hash it
+            Dataset(_arrow(tables.pop(name)), fingerprint=name).to_parquet(
+                beside / f"{name}.parquet", batch_size=_ROWS
+            )
         (beside / META_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
         configs = "\n".join(f"- config_name: {name}\n  data_files: {name}.parquet" for name in TABLES)
         card = _CARD.format(configs=configs, **meta, **meta["splits"])

@@ -61,8 +61,8 @@ class Recommender:
         is_hub_id = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", os.fspath(name_or_path)) is not None
         if not (path / "config.json").is_file() and (path.exists() or not is_hub_id):
             raise CLLM4RecError(
-                f"No checkpoint in {name_or_path}; expected a directory that `cllm4rec train --output` named, or a Hub "
-                "id"
+                f"No checkpoint in {name_or_path}; expected a directory that `cllm4rec train --output` named, "
+                "or a Hub id"
             )
         from ..modeling.modeling_cllm4rec import CLLM4RecForRecommendation
         from ..tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
