@@ -84,6 +84,15 @@ def test_a_finished_run_is_not_repeated_and_another_one_not_overwritten(settings
     assert main(["train", "--config", str(settings_file), "--batch_size", "4"]) == 2
     assert "batch_size: 8 there, 4 here" in capsys.readouterr().err
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == weights
+    # so is a run on data that was prepared anew by other rules
+    prepared = tmp_path / "prepared"
+    source = ["--interactions", str(tmp_path / "interactions.csv"), "--rating-column", "rating"]
+    anew = [*source, "--text-column", "review", "--k-core", "3", "--overwrite", "--output", str(prepared)]
+    assert main(["prepare", *anew, "--seed", "1"]) == 0
+    assert main(["train", "--config", str(settings_file)]) == 2
+    assert "data_fingerprint" in capsys.readouterr().err
+    assert main(["prepare", *anew]) == 0
+    assert main(["train", "--config", str(settings_file)]) == 0
     # told to start again, it replaces what a run writes and nothing else
     (tmp_path / "out" / "notes.txt").write_text("mine")
     again = ["--recommendation_epochs", "1", "--overwrite", "true"]

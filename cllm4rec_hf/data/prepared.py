@@ -67,7 +67,7 @@ class PreparedData:
     """The tables of a prepared directory.
 
     Args:
-        meta: counts, rules, seed and hash of the source.
+        meta: counts, rules, seed and hash of the source; `fingerprint` is a short hash of it all.
         tables: the four tables as `datasets.Dataset`s.
     """
 
@@ -76,6 +76,7 @@ class PreparedData:
         self.interactions, self.texts = tables["interactions"], tables["texts"]
         self.users, self.items = tables["users"], tables["items"]
         self.num_users, self.num_items = len(self.users), len(self.items)
+        self.fingerprint = _fingerprint(meta)
 
     @classmethod
     def load(cls, directory: str | os.PathLike) -> "PreparedData":
@@ -102,7 +103,7 @@ class PreparedData:
                 f"{directory} has format version {meta.get('format_version')!r}; this version reads {FORMAT_VERSION}. "
                 "Prepare the data again"
             )
-        fingerprint = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
+        fingerprint = _fingerprint(meta)
         tables = {}
         for name, columns in TABLES.items():
             file = directory / f"{name}.parquet"
@@ -138,3 +139,7 @@ class PreparedData:
         counts = np.bincount(users[chosen], minlength=self.num_users)
         indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         return Histories(indptr, items[chosen].astype(np.int32), self.num_items)
+
+
+def _fingerprint(meta: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]

@@ -75,6 +75,8 @@ class Recipe:
 
     def run(self) -> Path:
         """Train, save, and return the checkpoint's directory."""
+        self.data = PreparedData.load(self.settings.data)
+        self.made_by = {**self.settings.what_made_it(), "data_fingerprint": self.data.fingerprint}
         if self._is_finished():
             logger.info("%s already holds this run's checkpoint; nothing to do", self.output)
             return self.output
@@ -101,7 +103,7 @@ class Recipe:
                     "choose another one by --output"
                 )
             return False
-        before, now = yaml.safe_load(file.read_text()), self.settings.what_made_it()
+        before, now = yaml.safe_load(file.read_text()), self.made_by
         if before == now:
             return any((self.output / name).is_file() for name in _WEIGHT_FILES)
         if not self.settings.overwrite:
@@ -118,14 +120,13 @@ class Recipe:
 
     def _prepare_parts(self) -> None:
         settings = self.settings
-        self.data = PreparedData.load(settings.data)
         try:
             backbone = load_backbone_config(settings.backbone, settings.backbone_revision, settings.num_layers)
         except ValueError as error:
             raise CLLM4RecError(f"The backbone {settings.backbone!r} cannot be used: {error}") from error
         self._check_context(backbone)
         self.output.mkdir(parents=True, exist_ok=True)
-        (self.output / SETTINGS_FILE).write_text(yaml.safe_dump(settings.what_made_it(), sort_keys=False))
+        (self.output / SETTINGS_FILE).write_text(yaml.safe_dump(self.made_by, sort_keys=False))
         self.catalog = Catalog.from_prepared(self.data)
         start = self._warm_start(backbone.hidden_size)
         dtype = _dtype(settings.dtype)
