@@ -10,7 +10,7 @@ RUN := runs/movielens-100k
 
 install: $(INSTALLED)
 
-# torch first and pinned: left to a resolver, its newest CUDA build would come
+# torch first, at the version of constraints.txt, so that no other package's range chooses one
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch

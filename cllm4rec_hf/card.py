@@ -1,13 +1,18 @@
 """The model card of a checkpoint directory, from what lies in it."""
 
 import json
+import logging
 import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+logger = logging.getLogger(__name__)
+
 CARD_FILE = "README.md"
+
+_MARK = "<!-- Written by cllm4rec. Remove this line to keep a text of your own. -->"
 
 _TEXT = """# {name}
 
@@ -29,11 +34,17 @@ history: popular items are recommended more often, and what users never saw cann
 def write_card(directory: Path) -> None:
     """Write README.md: metadata for the Hub, what the model is, and its metrics once evaluation.json is there.
 
+    A card without this module's mark is somebody's own text and is left alone.
+
     Args:
         directory: a checkpoint with config.json and training.yaml.
     """
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+    card = directory / CARD_FILE
+    if card.is_file() and _MARK not in card.read_text(encoding="utf-8"):
+        logger.info("%s was written by hand and is left as it is", card)
+        return
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     settings = yaml.safe_load((directory / "training.yaml").read_text(encoding="utf-8"))
     file = directory / "evaluation.json"
@@ -69,9 +80,9 @@ def write_card(directory: Path) -> None:
         results="" if report is None else _results(report, metrics),
     )
     beside = directory / f"{CARD_FILE}.part"
-    beside.write_text(f"---\n{ModelCardData(**data).to_yaml()}\n---\n{text}", encoding="utf-8")
+    beside.write_text(f"---\n{ModelCardData(**data).to_yaml()}\n---\n{_MARK}\n{text}", encoding="utf-8")
     ModelCard.load(beside)
-    beside.replace(directory / CARD_FILE)
+    beside.replace(card)
 
 
 def _results(report: dict[str, Any], metrics: list[str]) -> str:

@@ -187,7 +187,7 @@ def _add_evaluate(commands: Any) -> None:
     parser.add_argument("--model", required=True, metavar="DIR_OR_ID", help="checkpoint")
     parser.add_argument("--data", required=True, metavar="DIR", help="prepared data")
     parser.add_argument("--split", choices=("validation", "test"), default="test")
-    parser.add_argument("--output", metavar="FILE", help="by default evaluation.json inside a local checkpoint")
+    parser.add_argument("--output", metavar="FILE", help="by default evaluation.json in a local checkpoint")
     parser.add_argument("--no-baselines", action="store_true", help="leave Popularity and EASE out")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
 
@@ -205,14 +205,13 @@ def _evaluate(options: argparse.Namespace) -> int:
     report = results[name].to_dict()
     report["baselines"] = {other: results[other].to_dict() for other in others}
     directory = Path(options.model)
-    file = (
-        Path(options.output) if options.output else (directory if directory.is_dir() else Path()) / "evaluation.json"
-    )
+    file_name = "evaluation.json" if options.split == "test" else f"evaluation-{options.split}.json"
+    file = Path(options.output) if options.output else (directory if directory.is_dir() else Path()) / file_name
     beside = file.with_name(file.name + ".part")
     beside.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     beside.replace(file)
     print(f"Written to {file}")
-    if options.output is None and (directory / "training.yaml").is_file():
+    if options.output is None and options.split == "test" and (directory / "training.yaml").is_file():
         from .card import write_card
 
         write_card(directory)

@@ -60,6 +60,14 @@ def test_train_evaluate_and_recommend(settings_file, prepared, tmp_path, capsys)
     card = ModelCard.load(out / "README.md")
     assert {r.metric_type: r.metric_value for r in card.data.eval_results}["recall@20"] == report["recall@20"]
     assert "| EASE |" in card.text and str(tmp_path) not in card.content
+    # validation has a report of its own, and a card written by hand stays
+    (out / "README.md").write_text("my own words")
+    before = (out / "evaluation.json").read_text()
+    assert main(["evaluate", "--model", str(out), "--data", str(prepared), "--split", "validation"]) == 0
+    assert (out / "evaluation.json").read_text() == before and (out / "evaluation-validation.json").is_file()
+    assert main(["evaluate", "--model", str(out), "--data", str(prepared)]) == 0
+    assert (out / "README.md").read_text() == "my own words"
+    capsys.readouterr()
 
     recommend = ["recommend", "--model", str(out), "--data", str(prepared)]
     assert main([*recommend, "--users", "u01,u02", "--top-k", "3"]) == 0
@@ -91,6 +99,8 @@ def test_a_finished_run_is_not_repeated_and_another_one_not_overwritten(settings
     assert main(["prepare", *anew, "--seed", "1"]) == 0
     assert main(["train", "--config", str(settings_file)]) == 2
     assert "data_fingerprint" in capsys.readouterr().err
+    assert main(["evaluate", "--model", str(tmp_path / "out"), "--data", str(prepared)]) == 2
+    assert "its test pairs may have been trained on" in capsys.readouterr().err
     assert main(["prepare", *anew]) == 0
     assert main(["train", "--config", str(settings_file)]) == 0
     # told to start again, it replaces what a run writes and nothing else
@@ -189,6 +199,11 @@ def test_the_paper_preset_is_the_papers(prepared, saved_backbone, tmp_path):
         ({"num_layers": 9}, "num_layers must lie between 1 and the backbone's 2 layers, got 9"),
         ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
         ({"recommendation_epochs": -1}, "recommendation_epochs must be 0 or more, got -1"),
+        ({"lr_scheduler_type": "zigzag"}, "Unknown lr_scheduler_type 'zigzag'; expected linear"),
+        ({"attn_implementation": "nonsense"}, "cannot be used: "),
+        ({"max_length": 5}, "max_length 5 leaves no room for a single item"),
+        ({"gradient_accumulation_steps": 999}, "fewer than the 999 micro-batches"),
+        ({"seed": -1}, "seed must be 0 or more, got -1"),
         ({"warm_start": "magic"}, "warm_start must be none, auto, ease or svd; got 'magic'"),
         ({"warm_start": "none"}, "The history term needs a warm start"),
         ({"data": "nowhere"}, "nowhere holds no meta.json"),
@@ -198,6 +213,32 @@ def test_settings_that_cannot_be(settings, message, settings_file, capsys, tmp_p
     assert main(["train", "--config", str(settings_file), *flags(settings)]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_corrected_command_is_not_held_up_by_the_wrong_one(settings_file, tmp_path, capsys):
+    assert main(["train", "--config", str(settings_file), "--attn_implementation", "nonsense"]) == 2
+    assert main(["train", "--config", str(settings_file)]) == 0
+    (tmp_path / "odd").mkdir()
+    for text in ("", "a: [", "preset: x"):
+        (tmp_path / "odd" / "training.yaml").write_text(text)
+        arguments = ["train", "--config", str(settings_file), "--output", str(tmp_path / "odd"), "--overwrite", "true"]
+        assert main(arguments) == 2
+        assert "choose another --output" in capsys.readouterr().err
+        assert (tmp_path / "odd" / "training.yaml").read_text() == text
+
+
+def test_a_checkpoint_whose_saving_was_cut_short_is_passed_over(tmp_path):
+    from cllm4rec_hf.trainers.recipe import _last_complete_checkpoint
+
+    for step in (9, 10, 11):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "model.safetensors").write_text("x")
+    assert (tmp_path / "checkpoint-11").is_dir()
+    (tmp_path / "checkpoint-9" / "trainer_state.json").write_text("{}")
+    (tmp_path / "checkpoint-10" / "trainer_state.json").write_text("{}")
+    assert _last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert not (tmp_path / "checkpoint-11").exists()
+    assert _last_complete_checkpoint(tmp_path / "none") is None
 
 
 def test_settings_files_that_cannot_be_read(tmp_path, capsys):

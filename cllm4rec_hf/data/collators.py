@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..errors import CLLM4RecError
 from .corpora import DocumentKey
 from .prompts import PromptBuilder
 
@@ -142,6 +143,7 @@ class RecommendationCollator:
             raise ValueError(f"anonymous_share must lie between 0 and 1, got {anonymous_share}")
         self.prompts, self.max_length, self.seed = prompts, max_length, seed
         self.mask_share, self.anonymous_share = mask_share, anonymous_share
+        _room(max_length, prompts.recommendation_overhead)
 
     def __call__(self, features: list[Feature]) -> Batch:
         """Collate features with user, items (oldest first, two or more) and key."""
@@ -206,7 +208,7 @@ class TaskCollator:
 
 def _room(max_length: int, overhead: int) -> int:
     if max_length <= overhead:
-        raise ValueError(
+        raise CLLM4RecError(
             f"max_length {max_length} leaves no room for a single item beside the {overhead} tokens of the prompt; "
             f"expected at least {overhead + 1}"
         )

@@ -153,7 +153,9 @@ def _index(codes: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _numbers(series: "pl.Series", where: str) -> np.ndarray:
     import polars as pl
 
-    values = series.cast(pl.Float64, strict=False) if series.dtype == pl.String else series.cast(pl.Float64)
+    if not (series.dtype.is_numeric() or series.dtype in (pl.String, pl.Boolean)):
+        raise DataError(f"{where} has the type {series.dtype} in the rating column; expected numbers")
+    values = series.cast(pl.Float64, strict=False)
     wrong = (values.is_null() | values.is_nan().fill_null(True)).rename("wrong")
     if wrong.any():
         example = series.filter(wrong)[0]
@@ -168,6 +170,8 @@ def _times(series: "pl.Series") -> np.ndarray:
     """Sortable time of each row: numbers as they are, dates and text by their sorted order, missing ones first."""
     import polars as pl
 
+    if not (series.dtype.is_numeric() or series.dtype.is_temporal() or series.dtype == pl.String):
+        raise DataError(f"The timestamp column has the type {series.dtype}; expected numbers, dates or text")
     if series.dtype == pl.String:
         numbers = series.cast(pl.Float64, strict=False)
         if numbers.null_count() == series.null_count():

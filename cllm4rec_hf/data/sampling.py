@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
+from ..errors import CLLM4RecError
 from .corpora import ContentCorpus, DocumentKey, InteractionCorpus
 
 # documents are sorted by length within pools of so many optimizer steps, so that batches hold little padding
@@ -21,11 +22,11 @@ class AlternatingBatchSampler(Sampler[list[DocumentKey]]):
     Args:
         corpora: one corpus, or two that alternate.
         batch_size: documents in a micro-batch at the most.
-        micro_batches: micro-batches of an optimizer step over all processes (accumulation steps x processes).
+        micro_batches: micro-batches of an optimizer step.
         seed: seed of the order.
 
     Raises:
-        ValueError: if a corpus has fewer documents than an optimizer step has micro-batches.
+        CLLM4RecError: if a corpus has fewer documents than an optimizer step has micro-batches.
     """
 
     def __init__(
@@ -37,9 +38,9 @@ class AlternatingBatchSampler(Sampler[list[DocumentKey]]):
     ):
         for corpus in corpora:
             if len(corpus) < micro_batches:
-                raise ValueError(
+                raise CLLM4RecError(
                     f"The {corpus.task} corpus has {len(corpus)} documents, fewer than the {micro_batches} "
-                    "micro-batches of an optimizer step (accumulation steps x processes); lower one of them"
+                    "micro-batches of an optimizer step; lower gradient_accumulation_steps"
                 )
         self.corpora, self.batch_size, self.micro_batches, self.seed = corpora, batch_size, micro_batches, seed
         self.drop_last = False

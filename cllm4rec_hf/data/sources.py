@@ -210,6 +210,7 @@ def as_ids(series: "pl.Series", where: str, column: str) -> "pl.Series":
     import polars as pl
 
     if series.dtype.is_float():
+        _reject(~series.is_finite().fill_null(False), f"{where} has missing or empty ids in the column {column!r}")
         fractions = series.is_not_null() & (series != series.floor()).fill_null(True)
         _reject(fractions, f"{where} has ids that are no whole numbers in the column {column!r}")
         series = series.cast(pl.Int64)

@@ -41,6 +41,7 @@ def evaluate_checkpoint(
                 f"The checkpoint {model} was trained on other {kind} than this data holds ({len(one)} against "
                 f"{len(other)}); name the prepared data that it was trained on"
             )
+    _check_fingerprint(model, data, kwargs)
     evaluator = Evaluator(data, split, seed=seed)
     results = {"CLLM4Rec": evaluator.evaluate(recommender.ranker, progress=True)}
     if baselines:
@@ -53,3 +54,22 @@ def evaluate_checkpoint(
         else:
             logger.warning("EASE is left out: %d items are more than its %d", data.num_items, MAX_ITEMS)
     return results
+
+
+def _check_fingerprint(model: str, data: PreparedData, kwargs: dict[str, Any]) -> None:
+    """Refuse data that was prepared anew: what is a test pair now may have been trained on."""
+    import yaml
+    from transformers.utils import cached_file
+
+    hub = {k: v for k, v in kwargs.items() if k in ("revision", "token", "cache_dir", "local_files_only")}
+    file = cached_file(model, "training.yaml", _raise_exceptions_for_missing_entries=False, **hub)
+    if file is None:
+        return
+    with open(file, encoding="utf-8") as text:
+        trained_on = (yaml.safe_load(text) or {}).get("data_fingerprint")
+    if trained_on not in (None, data.fingerprint):
+        raise DataError(
+            f"The checkpoint {model} was trained on data prepared by other rules or another seed (fingerprint "
+            f"{trained_on}, this data has {data.fingerprint}), so its test pairs may have been trained on. Name the "
+            "data it was trained on, or train again"
+        )

@@ -40,6 +40,11 @@ def requests_from(
         return list(read_histories(Path(str(histories))))
     prepared = PreparedData.load(data)
     known = Catalog.from_prepared(prepared)
+    if known.item_ids != catalog.item_ids:
+        raise DataError(
+            f"The model was trained on other items than {data} holds ({len(catalog)} against {len(known)}); name the "
+            "data it was trained on, or give histories by --histories"
+        )
     indices = range(prepared.num_users) if users is None else known.user_indices(_read_users(users), unknown)
     items = prepared.histories(*SPLITS)
     return [Request(known.user_ids[u], tuple(known.item_ids[i] for i in items[u])) for u in indices]

@@ -46,6 +46,10 @@ def locate_backbone(name_or_path: str) -> tuple[str, str | None]:
             )
     if not path.endswith(".gguf"):
         return path, None
+    if importlib.util.find_spec("gguf") is None:
+        raise ModuleNotFoundError(
+            f"Reading the GGUF file {name_or_path!r} needs the package gguf: pip install 'cllm4rec-hf[gguf]'"
+        )
     directory, file = os.path.split(path)
     if not os.path.isfile(path) and (os.path.isabs(path) or directory.count("/") != 1):
         raise FileNotFoundError(

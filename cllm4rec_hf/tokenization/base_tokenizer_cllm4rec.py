@@ -98,6 +98,10 @@ def _locate(name_or_path: str) -> tuple[str, str | None]:
             raise FileNotFoundError(f"The package {package!r} is installed but holds no {file!r} ({name_or_path!r})")
     if not path.endswith(".gguf"):
         return path, None
+    if importlib.util.find_spec("gguf") is None:
+        raise ModuleNotFoundError(
+            f"Reading the GGUF file {name_or_path!r} needs the package gguf: pip install 'cllm4rec-hf[gguf]'"
+        )
     directory, file = os.path.split(path)
     if not os.path.isfile(path) and (os.path.isabs(path) or directory.count("/") != 1):
         raise FileNotFoundError(

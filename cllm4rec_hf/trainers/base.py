@@ -13,6 +13,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer
 from ..data.collators import TaskCollator
 from ..data.corpora import ContentCorpus, DocumentSet, InteractionCorpus
 from ..data.sampling import AlternatingBatchSampler
+from ..errors import CLLM4RecError
 from .arguments import CLLM4RecTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -30,8 +31,7 @@ class BarOnly(ProgressCallback):
 class CLLM4RecTrainer(Trainer):
     """Trains the tables of a CLLM4Rec model on one corpus, or on two whose steps alternate.
 
-    The loss of an optimizer step is the mean over all its documents, whatever the micro-batches, the padding and the
-    number of processes.
+    The loss of an optimizer step is the mean over all its documents, whatever the micro-batches and the padding.
 
     Args:
         model: a CLLM4Rec model with a task head.
@@ -70,12 +70,21 @@ class CLLM4RecTrainer(Trainer):
     # ---- batches
 
     def get_train_dataloader(self) -> DataLoader:
-        """Batches of `AlternatingBatchSampler`, sharded over the processes."""
+        """Batches of `AlternatingBatchSampler`.
+
+        Raises:
+            CLLM4RecError: if there is more than one process.
+        """
+        if self.args.world_size > 1:
+            # accelerate shards only batches that are all of one size, and would drop the others silently
+            raise CLLM4RecError(
+                f"Training runs in one process, got {self.args.world_size}; start it with --num_processes 1"
+            )
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
         sampler = AlternatingBatchSampler(
             self.corpora,
             self._train_batch_size,
-            self.args.gradient_accumulation_steps * self.args.world_size,
+            self.args.gradient_accumulation_steps,
             seed,
         )
         loader: DataLoader = DataLoader(
@@ -90,10 +99,7 @@ class CLLM4RecTrainer(Trainer):
         return self.accelerator.prepare(loader)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
-        documents = torch.tensor(sum(len(batch["input_ids"]) for batch in batch_samples), device=device)
-        if self.args.world_size > 1:
-            documents = self.accelerator.gather(documents).sum()
-        return documents
+        return torch.tensor(sum(len(batch["input_ids"]) for batch in batch_samples), device=device)
 
     # ---- loss
 
@@ -117,8 +123,7 @@ class CLLM4RecTrainer(Trainer):
                 raise FloatingPointError(self._divergence(f"the loss of a {inputs['task']} batch is {loss.item()}"))
             self._record(inputs, outputs, documents)
         if num_items_in_batch is not None:
-            # the gradients of all processes are averaged, so each counts its share as many times
-            loss = loss * documents * self.args.world_size / num_items_in_batch
+            loss = loss * documents / num_items_in_batch
         return (loss, outputs) if return_outputs else loss
 
     def _divergence(self, what: str) -> str:
@@ -179,6 +184,10 @@ class CLLM4RecTrainer(Trainer):
         mask = inputs["attention_mask"]
         self._sums["tokens"] += mask.sum()
         self._counts["cells"] += mask.numel()
+        if self.model.config.is_encoder_decoder and task != "recommendation":
+            # the decoder reads the main text beside the encoder's prompt
+            self._sums["tokens"] += (inputs["labels"] != -100).sum()
+            self._counts["cells"] += inputs["labels"].numel()
         self._counts["documents"] += documents
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

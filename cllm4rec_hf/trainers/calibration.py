@@ -28,7 +28,8 @@ def calibrate_head(
     """Measure the hidden states that the head will see and store their mean and scale in it.
 
     The last hidden states of a pretrained model share one large vector, which moves every item's logit alike; without
-    centring, each gradient step goes along it. Does nothing for a head that does not centre.
+    centring, each gradient step goes along it. A head that does not
+    centre has its logit scale set alone.
 
     Args:
         model: a CLLM4Rec model with a task head.
@@ -41,7 +42,7 @@ def calibrate_head(
         seed: seed of their choice.
     """
     head = model.item_head
-    if not head.center_hidden:
+    if not head.center_hidden and lm_share is None:
         return
     generator = np.random.Generator(np.random.PCG64(seed))
     chosen = generator.permutation(len(corpus))[:num_documents]
@@ -62,8 +63,9 @@ def calibrate_head(
     rows = torch.cat(states)
     mean = rows.mean(dim=0)
     scale = (rows - mean).pow(2).mean().sqrt().clamp(min=1e-6)
-    getattr(head, f"{corpus.task}_mean").copy_(mean)
-    getattr(head, f"{corpus.task}_scale").copy_(scale)
+    if head.center_hidden:
+        getattr(head, f"{corpus.task}_mean").copy_(mean)
+        getattr(head, f"{corpus.task}_scale").copy_(scale)
     if lm_share is not None:
         some = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:_ROWS].to(rows.device)
         items = model.collaborative_item_embeddings.weight

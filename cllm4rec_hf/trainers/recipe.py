@@ -11,7 +11,6 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from tqdm.contrib.logging import logging_redirect_tqdm
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..card import write_card
 from ..data.catalog import Catalog
@@ -103,10 +102,11 @@ class Recipe:
                     "choose another one by --output"
                 )
             return False
-        before, now = yaml.safe_load(file.read_text()), self.made_by
+        before, now = _read_settings(file), self.made_by
         if before == now:
             return any((self.output / name).is_file() for name in _WEIGHT_FILES)
-        if not self.settings.overwrite:
+        trained = [*self.output.glob("model*.safetensors*"), *self.output.glob(f"{STAGES_DIRECTORY}/*/*")]
+        if trained and not self.settings.overwrite:
             other = [f"{k}: {before.get(k)!r} there, {now.get(k)!r} here" for k in now if before.get(k) != now.get(k)]
             raise CLLM4RecError(
                 f"{self.output} holds a run with other settings ({'; '.join(other[:4])}). "
@@ -126,11 +126,13 @@ class Recipe:
             raise CLLM4RecError(f"The backbone {settings.backbone!r} cannot be used: {error}") from error
         self._check_context(backbone)
         self.output.mkdir(parents=True, exist_ok=True)
-        (self.output / SETTINGS_FILE).write_text(yaml.safe_dump(self.made_by, sort_keys=False))
+        beside = self.output / f"{SETTINGS_FILE}.part"
+        beside.write_text(yaml.safe_dump(self.made_by, sort_keys=False), encoding="utf-8")
+        beside.replace(self.output / SETTINGS_FILE)
         self.catalog = Catalog.from_prepared(self.data)
         start = self._warm_start(backbone.hidden_size)
         dtype = _dtype(settings.dtype)
-        self.model = CLLM4RecForRecommendation.from_backbone(
+        self.model = _from_backbone(
             settings.backbone,
             self.data.num_users,
             self.data.num_items,
@@ -266,7 +268,7 @@ class Recipe:
 
     def _run_stage(self, name: str, directory: Path, stage: Callable[[Path], Any]) -> None:
         trainer = stage(directory)
-        last = get_last_checkpoint(str(directory)) if directory.is_dir() else None
+        last = _last_complete_checkpoint(directory)
         if last is not None:
             logger.info("Going on from %s", last)
         with logging_redirect_tqdm():
@@ -305,6 +307,36 @@ class Recipe:
         shutil.rmtree(self.output / STAGES_DIRECTORY, ignore_errors=True)
         logger.info("The checkpoint lies in %s", self.output)
         return self.output
+
+
+def _from_backbone(backbone: str, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return CLLM4RecForRecommendation.from_backbone(backbone, *args, **kwargs)
+    except (ValueError, ImportError) as error:
+        # e.g. an attention implementation that the family or the machine lacks
+        raise CLLM4RecError(f"The backbone {backbone!r} cannot be used: {error}") from error
+
+
+def _read_settings(file: Path) -> dict[str, Any]:
+    """Settings of the run whose training.yaml this is."""
+    try:
+        before = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise CLLM4RecError(f"{file} cannot be read ({error}); choose another --output") from error
+    if not isinstance(before, dict) or not {"preset", "backbone", "data"} <= before.keys():
+        raise CLLM4RecError(f"{file} is not that of a training run; choose another --output")
+    return before
+
+
+def _last_complete_checkpoint(directory: Path) -> str | None:
+    """The newest checkpoint of a stage; one whose saving was cut short is no checkpoint and is removed."""
+    found = sorted(directory.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    for path in found:
+        # the Trainer writes this file last
+        if (path / "trainer_state.json").is_file():
+            return str(path)
+        shutil.rmtree(path)
+    return None
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,11 @@ class RecommendationTrainer(CLLM4RecTrainer):
         """
         keeps_best = self.args.load_best_model_at_end and self.evaluator is not None
         start = Path(self.args.output_dir or ".") / _START
-        if keeps_best and not start.is_dir():
+        # an interrupted run keeps its own start; any other directory of that name is of another model
+        if keeps_best and not (resume_from_checkpoint and start.is_dir()):
             metrics = self.evaluate()
             if self.is_world_process_zero():
+                shutil.rmtree(start, ignore_errors=True)
                 beside = start.with_name(f"{_START}.part")
                 self.model.save_pretrained(beside)
                 (beside / _SCORES).write_text(json.dumps(metrics))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, SchedulerType
 
 from ..errors import CLLM4RecError
 from .presets import PRESETS
@@ -72,6 +72,13 @@ class RecipeSettings:
         for name in ("content_epochs", "pretraining_epochs", "recommendation_epochs", "lambda_c", "lambda_l"):
             if getattr(self, name) < 0:
                 raise CLLM4RecError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        schedules = [str(schedule.value) for schedule in SchedulerType]
+        if self.lr_scheduler_type not in schedules:
+            raise CLLM4RecError(
+                f"Unknown lr_scheduler_type {self.lr_scheduler_type!r}; expected {', '.join(schedules)}"
+            )
+        if self.seed < 0:
+            raise CLLM4RecError(f"seed must be 0 or more, got {self.seed}")
         share = self.mask_share
         if not isinstance(share, list) or len(share) != 2 or not 0 < share[0] <= share[1] < 1:
             raise CLLM4RecError(f"mask_share must be two ascending shares between 0 and 1, e.g. 0.1 0.3; got {share}")

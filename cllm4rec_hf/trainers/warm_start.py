@@ -26,6 +26,8 @@ TEXT_WEIGHTS = (0.0, 1.0, 3.0, 10.0, 30.0)
 RANKS = (32, 64, 128, 256, 512)
 SINGULAR_POWERS = (0.0, 0.5, 1.0)
 
+_CELLS = 20_000_000
+
 
 @dataclass
 class WarmStart:
@@ -73,7 +75,8 @@ def item_text_matrix(data: PreparedData) -> csr_matrix | None:
         data: the prepared data.
 
     Returns:
-        [J, V] float64 sparse with rows of norm 1 (0 for items without text), or None when no item has a text.
+        [J, V] float64 sparse with rows of norm 1 (0 for items without text), or None when no word occurs in
+        the texts of two items.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -83,7 +86,11 @@ def item_text_matrix(data: PreparedData) -> csr_matrix | None:
             documents[item] = f"{documents[item]} {text}"
     if not any(documents):
         return None
-    return TfidfVectorizer(sublinear_tf=True, min_df=min(2, data.num_items)).fit_transform(documents)
+    try:
+        return TfidfVectorizer(sublinear_tf=True, min_df=min(2, data.num_items)).fit_transform(documents)
+    except ValueError:
+        logger.info("No word occurs in the texts of two items; the warm start does without text rows")
+        return None
 
 
 def fit_warm_start(data: PreparedData, max_rank: int, method: str = "auto", seed: int = 0) -> WarmStart:
@@ -208,9 +215,11 @@ def _score(evaluator: Evaluator, ranker: _LinearRanker) -> float:
     return sum(evaluator.evaluate(ranker, bootstrap=False).metrics.values())
 
 
-def _best_scale(data: PreparedData, start: WarmStart, most_users: int = 2000) -> float:
+def _best_scale(data: PreparedData, start: WarmStart) -> float:
     """γ by the likelihood of the validation items under softmax(γ · score), one-dimensional and smooth."""
     train, validation = data.histories("train"), data.histories("validation")
+    # a few copies of users x items scores are held at once
+    most_users = min(2000, max(50, _CELLS // data.num_items))
     users = [u for u in range(data.num_users) if len(validation[u]) and len(train[u])][:most_users]
     if not users:
         return 1.0

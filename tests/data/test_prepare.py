@@ -211,6 +211,24 @@ def test_fractions_are_no_ids(tmp_path, capsys):
     assert "ids that are no whole numbers in the column 'item': rows 1, 2, 3, 4, 5 and 67 more" in error
 
 
+@pytest.mark.parametrize(
+    "column, value, message",
+    [
+        ("item", float("nan"), "missing or empty ids in the column 'item': rows 1, 2, 3, 4, 5 and 67 more"),
+        ("item", float("inf"), "missing or empty ids in the column 'item'"),
+        ("item", [1], "has the type List(Int64) in the id column 'item'"),
+        ("rating", [1], "has the type List(Int64) in the rating column"),
+        ("rating", float("nan"), "ratings that are no numbers: rows 1, 2"),
+        ("time", {"date": 1}, "The timestamp column has the type Struct"),
+    ],
+)
+def test_columns_of_odd_types(column, value, message, tmp_path, capsys):
+    table = frame().drop(column)
+    source = write(table.with_columns(pl.Series(column, [value] * len(table))), tmp_path / "data.parquet")
+    arguments = ["--interactions", str(source), "--rating-column", "rating", "--timestamp-column", "time"]
+    assert message in fails(capsys, tmp_path / "out", *arguments)
+
+
 def test_not_utf8(tmp_path, capsys):
     (tmp_path / "data.csv").write_bytes("user,item\nJosé,1\n".encode("latin-1"))
     error = fails(capsys, tmp_path / "out", "--interactions", str(tmp_path / "data.csv"))

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cllm4rec_hf import Catalog, CLLM4RecError, DataError, ModelRanker, Recommender, UnknownIdError
+from cllm4rec_hf import Catalog, CLLM4RecError, DataError, ModelRanker, PreparedData, Recommender, UnknownIdError
 from cllm4rec_hf.inference.batch import describe, read_histories, recommend_to_file, requests_from
 from cllm4rec_hf.inference.ranker import length_batches
 from cllm4rec_hf.inference.recommender import Request
@@ -139,6 +139,9 @@ def test_histories_from_json_lines(tmp_path):
 
 
 def test_requests_from_prepared_data(prepared, tmp_path, recommender):
+    with pytest.raises(DataError, match="trained on other items"):
+        requests_from(recommender.catalog, str(prepared), None, None)
+    recommender.catalog = Catalog.from_prepared(PreparedData.load(prepared))
     everyone = requests_from(recommender.catalog, str(prepared), None, None)
     assert len(everyone) == 24 and all(len(request.history) == 7 for request in everyone)
     (tmp_path / "ids.txt").write_text("u03\n\nu01\n")

@@ -47,6 +47,15 @@ def test_backbones_that_are_not_there(name, error, message):
         locate_backbone(name)
 
 
+def test_gguf_without_its_reader_names_the_extra(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gguf" else find(name))
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'cllm4rec-hf\[gguf\]'"):
+        locate_backbone("org/repo/model.gguf")
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'cllm4rec-hf\[gguf\]'"):
+        CLLM4RecTokenizer.from_backbone("org/repo/model.gguf", 1, 1)
+
+
 def test_gguf_on_the_hub_is_told_from_a_path():
     assert locate_backbone("org/repo/model.gguf") == ("org/repo", "model.gguf")
     assert locate_backbone("org/repo") == ("org/repo", None)

@@ -5,6 +5,7 @@ import torch
 from transformers import TrainerCallback
 
 from cllm4rec_hf import (
+    CLLM4RecError,
     ContentArguments,
     ContentTrainer,
     MutualRegularizationArguments,
@@ -215,3 +216,29 @@ def test_checkpoints_hold_no_pickled_arguments_and_no_backbone(base_tokenizer, t
 
     with safe_open(checkpoint / "model.safetensors", "pt") as file:
         assert not [key for key in file.keys() if key.startswith("backbone.")]  # noqa: SIM118
+
+
+def test_another_model_in_the_same_directory_keeps_its_own_start(base_tokenizer, tmp_path):
+    class Flat:
+        def evaluate(self, ranker, bootstrap):
+            return type("Result", (), {"metrics": {"recall@20": 0.5}})
+
+    settings = {"per_device_train_batch_size": 4, "num_train_epochs": 1, "save_strategy": "epoch"}
+    settings |= {"eval_strategy": "epoch", "load_best_model_at_end": True}
+    for seed in (0, 1):
+        parts = make_parts(base_tokenizer, seed=seed)
+        before = tables(parts.model)
+        trainer = RecommendationTrainer(
+            parts.model, arguments(RecommendationArguments, tmp_path, **settings), parts.recommendation,
+            parts.recommendation_collator, evaluator=Flat(),
+        )  # fmt: skip
+        trainer.train()
+        # no epoch ranks better than the start, so the start is what is left
+        assert not moved(before, tables(parts.model)), seed
+
+
+def test_several_processes_are_refused(base_tokenizer, tmp_path, monkeypatch):
+    trainer = trainer_of("content", make_parts(base_tokenizer), tmp_path)
+    monkeypatch.setattr(type(trainer.args), "world_size", property(lambda self: 2))
+    with pytest.raises(CLLM4RecError, match="Training runs in one process, got 2"):
+        trainer.get_train_dataloader()

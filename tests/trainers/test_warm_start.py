@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 
 from cllm4rec_hf import EASE, CLLM4RecForRecommendation, Evaluator, PreparedData
 from cllm4rec_hf.trainers.calibration import calibrate_head
@@ -34,6 +35,13 @@ def test_it_is_deterministic_and_ranks_better_than_chance(method, data):
     # two tastes: the first user's history scores the first half of the catalog higher, the second's the other
     halves = [scores[:, :9].mean(axis=1), scores[:, 9:].mean(axis=1)]
     assert halves[0][0] > halves[1][0] and halves[1][1] > halves[0][1]
+
+
+def test_texts_that_share_no_word_are_no_text_rows(data):
+    rows = [{"kind": "item", "user": None, "item": k, "text": f"吉他{chr(0x4E00 + k)}"} for k in range(data.num_items)]
+    data.texts = Dataset.from_list(rows)
+    assert item_text_matrix(data) is None
+    assert fit_warm_start(data, 16).text_weight == 0
 
 
 def test_full_rank_without_text_is_ease(data):
@@ -80,8 +88,6 @@ def test_it_sees_no_test_pair(data):
     table = data.interactions.data.table.to_pandas()
     # other items in the test split: nothing of the warm start may change
     table.loc[table["split"] == "test", "item"] = 0
-    from datasets import Dataset
-
     data.interactions = Dataset.from_pandas(table, preserve_index=False)
     again = fit_warm_start(data, 16)
     assert np.array_equal(start.queries, again.queries) and start.scale == again.scale
@@ -108,7 +114,7 @@ def test_calibration_centres_hidden_states_and_sets_the_size_of_the_logits(famil
 
 def test_calibration_leaves_the_plain_head_alone(base_tokenizer):
     parts = make_parts(base_tokenizer, center_hidden=False, learn_logit_scale=False, history_rank=0)
-    before = parts.model.item_head.state_dict()
-    calibrate_head(parts.model, parts.recommendation, parts.recommendation_collator, lm_share=0.1)
+    before = {name: value.clone() for name, value in parts.model.item_head.state_dict().items()}
+    calibrate_head(parts.model, parts.recommendation, parts.recommendation_collator)
     after = parts.model.item_head.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
