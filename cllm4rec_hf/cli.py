@@ -145,6 +145,12 @@ def _raw_data(options: argparse.Namespace) -> Any:
         fields = TableMapping.__dataclass_fields__
         return from_tables(TableMapping(**{name: getattr(options, name) for name in fields}))
     name, *paths = options.source
+    defaults = {"user_column": "user", "item_column": "item"}
+    for field in TableMapping.__dataclass_fields__:
+        if (getattr(options, field) or None) != defaults.get(field):
+            raise CLLM4RecError(
+                f"--{field.replace('_', '-')} belongs to --interactions; --source {name} brings its own columns"
+            )
     if name not in SOURCES:
         raise CLLM4RecError(f"Unknown source {name!r}; expected one of {', '.join(SOURCES)}")
     if len(paths) > 1 or (not paths and name != "movielens-100k"):

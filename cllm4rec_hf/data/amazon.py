@@ -43,7 +43,7 @@ def amazon_reviews(file: str, metadata: str | None = None) -> RawData:
         items = pl.DataFrame(rows, schema={"item_id": pl.String, "title": pl.String, "text": pl.String})
         items = items.unique("item_id", keep="last", maintain_order=True)
     interactions = frame.select(pl.col(column).alias(role) for role, column in _COLUMNS.items())
-    return RawData(interactions, items, None, "amazon-reviews " + ", ".join(path.name for path in files), files)
+    return RawData(interactions, items, None, "amazon-reviews " + ", ".join(path.name for path in files), files, file)
 
 
 def _products(path: Path) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
-from .readers import read_table, reading, require_columns
+from .readers import columns_of, read_table, reading, require_columns
 from .sources import RawData
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def movielens_100k(directory: str | None = None) -> RawData:
     columns = {"user": "user_id", "item": "item_id", "rating": "rating", "timestamp": "timestamp"}
     with reading(files[0]):
         require_columns(
-            interactions.collect_schema().names(), dict.fromkeys(columns.values(), "ml-100k.inter"), files[0].name
+            columns_of(interactions), dict.fromkeys(columns.values(), "the MovieLens layout"), files[0].name
         )
     with reading(files[1]):
         movies = items.select("item_id", "movie_title", "release_year", "class").collect()
@@ -61,6 +61,7 @@ def movielens_100k(directory: str | None = None) -> RawData:
         _users([(r["user_id"], r["age"], r["gender"], r["occupation"]) for r in people.to_dicts()]),
         "movielens-100k",
         files,
+        files[0],
     )
 
 
@@ -102,7 +103,7 @@ def _grouplens(root: Path) -> RawData:
         item_rows.append(_movie(number, name, date[-4:], genres))
     for line in files[2].read_text(encoding="latin-1").splitlines():
         user_rows.append(tuple(line.split("|")[:4]))
-    return RawData(interactions, _items(item_rows), _users(user_rows), "movielens-100k", files)
+    return RawData(interactions, _items(item_rows), _users(user_rows), "movielens-100k", files, files[0])
 
 
 def _movie(number: str, title: str | None, year: str | None, genres: list[str]) -> dict[str, Any]:

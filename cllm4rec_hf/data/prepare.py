@@ -10,14 +10,17 @@ import numpy as np
 from ..errors import DataError
 from .filters import counts, k_core, last_of_duplicates, split_per_user
 from .prepared import FORMAT_VERSION, SPLITS
-from .readers import reading
-from .sources import RawData, as_ids, row_numbers
+from .readers import display_name, reading
+from .sources import RawData, as_ids, reject_beyond, row_numbers
 from .writer import write_prepared
 
 if TYPE_CHECKING:
     import polars as pl
 
 logger = logging.getLogger(__name__)
+
+# ISO 8601, the year first: sorts by time as text
+_DATE = r"^\d{4}([-/.]\d{2}){1,2}([T ].*)?$"
 
 
 @dataclass
@@ -41,6 +44,10 @@ class PrepareRules:
     def __post_init__(self) -> None:
         if self.k_core < 0:
             raise DataError(f"--k-core must be 0 or more, got {self.k_core}")
+        if self.seed < 0:
+            raise DataError(f"--seed must be 0 or more, got {self.seed}")
+        if self.min_rating is not None and not np.isfinite(self.min_rating):
+            raise DataError(f"--min-rating must be a finite number, got {self.min_rating}")
         for name in ("validation_share", "test_share"):
             if not 0 < getattr(self, name) < 1:
                 raise DataError(f"--{name.replace('_', '-')} must lie between 0 and 1, got {getattr(self, name)}")
@@ -73,7 +80,9 @@ def prepare(raw: RawData, rules: PrepareRules, output: str | Path, overwrite: bo
     output = Path(output)
     if output.exists() and not overwrite:
         raise DataError(f"The output directory {output} exists; choose another --output, or --overwrite to replace it")
-    with reading(raw.name):
+    origin = raw.origin or raw.name
+    where = display_name(origin)
+    with reading(origin):
         frame = raw.interactions.select(_without_text(raw.interactions)).collect()
     steps: list[dict[str, Any]] = []
 
@@ -82,20 +91,22 @@ def prepare(raw: RawData, rules: PrepareRules, output: str | Path, overwrite: bo
         logger.info("%s: %s", name, ", ".join(f"{k} {v:,}" for k, v in steps[-1].items() if k != "step"))
 
     if not len(frame):
-        raise DataError(f"{raw.name} has no rows; expected interactions")
-    user_ids, users = _codes(as_ids(frame["user"], raw.name, "user"))
-    item_ids, items = _codes(as_ids(frame["item"], raw.name, "item"))
+        raise DataError(f"{where} has no rows; expected interactions")
+    if "beyond" in frame.columns:
+        reject_beyond(frame["beyond"], where)
+    user_ids, users = _codes(as_ids(frame["user"], where, raw.columns.get("user_column", "user")))
+    item_ids, items = _codes(as_ids(frame["item"], where, raw.columns.get("item_column", "item")))
     step("read", users, items)
     rows = np.arange(len(users))
     if "rating" in frame.columns:
-        ratings = _numbers(frame["rating"], raw.name)
+        ratings = _numbers(frame["rating"], where)
         if rules.min_rating is not None:
             rows = rows[ratings >= rules.min_rating]
             step(f"rating at least {rules.min_rating:g}", users[rows], items[rows])
     elif rules.min_rating is not None:
         raise DataError("--min-rating needs ratings; name their column by --rating-column, or leave --min-rating out")
     if "timestamp" in frame.columns:
-        rows = rows[np.argsort(_times(frame["timestamp"])[rows], kind="stable")]
+        rows = rows[np.argsort(_times(frame["timestamp"], where)[rows], kind="stable")]
     del frame
     rows = last_of_duplicates(users, items, rows)
     step("duplicate pairs merged", users[rows], items[rows])
@@ -114,6 +125,7 @@ def prepare(raw: RawData, rules: PrepareRules, output: str | Path, overwrite: bo
         "format_version": FORMAT_VERSION,
         "source": raw.name,
         "source_sha256": raw.hash(),
+        **({"columns": raw.columns} if raw.columns else {}),
         "rules": {name: getattr(rules, name) for name in ("min_rating", "k_core", "validation_share", "test_share")},
         "seed": rules.seed,
         "steps": steps,
@@ -153,10 +165,10 @@ def _index(codes: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _numbers(series: "pl.Series", where: str) -> np.ndarray:
     import polars as pl
 
-    if not (series.dtype.is_numeric() or series.dtype in (pl.String, pl.Boolean)):
+    if not (series.dtype.is_numeric() or series.dtype in (pl.String, pl.Boolean, pl.Null)):
         raise DataError(f"{where} has the type {series.dtype} in the rating column; expected numbers")
     values = series.cast(pl.Float64, strict=False)
-    wrong = (values.is_null() | values.is_nan().fill_null(True)).rename("wrong")
+    wrong = ~values.is_finite().fill_null(False)
     if wrong.any():
         example = series.filter(wrong)[0]
         raise DataError(
@@ -166,16 +178,28 @@ def _numbers(series: "pl.Series", where: str) -> np.ndarray:
     return values.to_numpy()
 
 
-def _times(series: "pl.Series") -> np.ndarray:
-    """Sortable time of each row: numbers as they are, dates and text by their sorted order, missing ones first."""
+def _times(series: "pl.Series", where: str) -> np.ndarray:
+    """Sortable time of each row: numbers as they are, dates by their order, missing ones first."""
     import polars as pl
 
-    if not (series.dtype.is_numeric() or series.dtype.is_temporal() or series.dtype == pl.String):
-        raise DataError(f"The timestamp column has the type {series.dtype}; expected numbers, dates or text")
+    if not (series.dtype.is_numeric() or series.dtype.is_temporal() or series.dtype in (pl.String, pl.Null)):
+        raise DataError(f"{where} has the type {series.dtype} in the timestamp column; expected numbers or dates")
     if series.dtype == pl.String:
+        text = series.str.strip_chars()
+        series = text.set(text == "", None)
         numbers = series.cast(pl.Float64, strict=False)
-        if numbers.null_count() == series.null_count():
-            series = numbers
+        # other ways to write dates (day or month first) do not sort by time as text
+        is_date = series.str.contains(_DATE).fill_null(False)
+        is_number = numbers.is_not_null()
+        written_as_dates = is_date.sum() > is_number.sum()
+        wrong = series.is_not_null() & ~(is_date if written_as_dates else is_number)
+        if wrong.any():
+            raise DataError(
+                f"{where} has timestamps that are neither numbers nor dates as 2014-02-28: {row_numbers(wrong)} "
+                f"(the first is {series.filter(wrong)[0]!r}). Mend these rows, or leave --timestamp-column out to "
+                "keep the order of the rows"
+            )
+        series = series if written_as_dates else numbers
     if series.dtype == pl.String or series.dtype.is_temporal():
         series = series.rank("dense").cast(pl.Float64)
     return series.cast(pl.Float64).fill_null(float("-inf")).fill_nan(float("-inf")).to_numpy()
@@ -269,7 +293,7 @@ def _reviews(
             "position": np.arange(len(train), dtype=np.uint32),
         }
     )
-    with reading(raw.name):
+    with reading(raw.origin or raw.name):
         return (
             raw.interactions.select(_folded(pl.col("text").cast(pl.String)))
             .with_row_index("row")

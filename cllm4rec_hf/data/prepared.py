@@ -97,10 +97,14 @@ class PreparedData:
             raise DataError(
                 f"{directory} holds no {META_FILE}; expected a directory that `cllm4rec prepare --output` wrote"
             )
-        meta = json.loads((directory / META_FILE).read_text(encoding="utf-8"))
-        if meta.get("format_version") != FORMAT_VERSION:
+        try:
+            meta = json.loads((directory / META_FILE).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(f"{directory / META_FILE} is no JSON ({error}); prepare the data again") from error
+        version = meta.get("format_version") if isinstance(meta, dict) else None
+        if version != FORMAT_VERSION:
             raise DataError(
-                f"{directory} has format version {meta.get('format_version')!r}; this version reads {FORMAT_VERSION}. "
+                f"{directory} has format version {version!r}; this version reads {FORMAT_VERSION}. "
                 "Prepare the data again"
             )
         fingerprint = _fingerprint(meta)

@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import DataError
+from .diagnosis import where_it_breaks
 
 if TYPE_CHECKING:
     import polars as pl
 
 HUB_SCHEME = "hub:"
+
+# last column of every text table: what a line holds beyond the header's fields, which polars would pass over silently
+BEYOND = "fields beyond the header"
 
 _FORMATS = {
     ".csv": "csv",
@@ -38,7 +42,8 @@ def read_table(source: str | os.PathLike) -> "pl.LazyFrame":
             `hub:ORG/NAME:SPLIT` for a data set of the Hub (all its splits by default).
 
     Returns:
-        A lazy frame; text formats without types come as strings.
+        A lazy frame; text formats without types come as strings, with the column `BEYOND` (null in sound rows) behind
+        those of the header.
 
     Raises:
         DataError: if the file is missing, of no known format, or not readable.
@@ -51,6 +56,9 @@ def read_table(source: str | os.PathLike) -> "pl.LazyFrame":
     kind = _format(path)
     if not path.is_file():
         raise DataError(f"No file {path}; expected a {kind} file")
+    with path.open("rb") as file:
+        if kind != "parquet" and file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+            raise DataError(f"{path.name} is not UTF-8 text but UTF-16; convert it, e.g. iconv -f utf-16 -t utf-8")
     with reading(path):
         if kind == "parquet":
             if path.suffix == ".gz":
@@ -60,14 +68,35 @@ def read_table(source: str | os.PathLike) -> "pl.LazyFrame":
             # all lines, not a sample of them: a key that first occurs late is a column, too
             return pl.scan_ndjson(path, infer_schema_length=None)
         # ids such as 007 and 1e5 must stay what they are, so nothing is inferred
-        return pl.scan_csv(path, separator="," if kind == "csv" else "\t", infer_schema=False)
+        separator = "," if kind == "csv" else "\t"
+        names = pl.scan_csv(path, separator=separator, infer_schema=False).collect_schema().names()
+        schema = dict.fromkeys([*names, BEYOND], pl.String)
+        return pl.scan_csv(path, separator=separator, schema=schema, missing_columns="insert")
 
 
-def _format(path: Path) -> str:
+def columns_of(frame: "pl.LazyFrame") -> list[str]:
+    """Names of the columns that the table itself has."""
+    return [name for name in frame.collect_schema().names() if name != BEYOND]
+
+
+def display_name(source: str | os.PathLike) -> str:
+    """What to call a file or Hub data set: never a path of this machine."""
+    text = str(source)
+    if text.startswith(HUB_SCHEME) and not os.path.exists(text.removeprefix(HUB_SCHEME).partition(":")[0]):
+        return text
+    scheme = HUB_SCHEME if text.startswith(HUB_SCHEME) else ""
+    return scheme + Path(text.removeprefix(HUB_SCHEME)).name
+
+
+def _kind(path: Path) -> str | None:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] == ".gz":
         suffixes.pop()
-    kind = _FORMATS.get(suffixes[-1]) if suffixes else None
+    return _FORMATS.get(suffixes[-1]) if suffixes else None
+
+
+def _format(path: Path) -> str:
+    kind = _kind(path)
     if kind is None:
         known = ", ".join(suffix for suffix in _FORMATS if suffix not in (".inter", ".item", ".user", ".tab"))
         raise DataError(f"The format of {path.name} is unknown; expected a file named {known}, each plain or with .gz")
@@ -79,6 +108,8 @@ def _read_hub(name: str) -> "pl.LazyFrame":
     from datasets import DatasetDict, load_dataset
 
     repository, _, split = name.partition(":")
+    if not repository:
+        raise DataError(f"{HUB_SCHEME} names no data set; expected {HUB_SCHEME}ORG/NAME or {HUB_SCHEME}ORG/NAME:SPLIT")
     try:
         loaded = load_dataset(repository, split=split or None)
     except Exception as error:
@@ -88,8 +119,9 @@ def _read_hub(name: str) -> "pl.LazyFrame":
             "Check its name, the network and your token"
         ) from error
     parts = list(loaded.values()) if isinstance(loaded, DatasetDict) else [loaded]
-    frames = [pl.DataFrame(part.with_format("arrow")[:]) for part in parts]
-    return pl.concat(frames).lazy()
+    with reading(HUB_SCHEME + name):
+        frames = [pl.DataFrame(part.with_format("arrow")[:]) for part in parts]
+        return pl.concat(frames).lazy()
 
 
 @contextlib.contextmanager
@@ -97,16 +129,21 @@ def reading(path: str | os.PathLike) -> Iterator[None]:
     """Turn whatever goes wrong while a file is read into one `DataError` that names the file."""
     import polars as pl
 
-    name = Path(path).name
+    name = display_name(path)
     try:
         yield
     except (pl.exceptions.PolarsError, OSError, EOFError, UnicodeDecodeError) as error:
         text = " ".join(str(error).split())
+        file, kind = Path(path), _kind(Path(path))
         if "utf-8" in text.lower() or "utf8" in text.lower():
-            raise DataError(f"{name} is not UTF-8 text ({text}); convert it, e.g. iconv -f latin1 -t utf-8") from error
-        if isinstance(error, pl.exceptions.NoDataError):
-            raise DataError(f"{name} is empty; expected a header and rows") from error
-        raise DataError(f"{name} cannot be read: {text}") from error
+            line = where_it_breaks(file, kind or "", encoding_only=True)
+            remedy = "convert it, e.g. iconv -f latin1 -t utf-8"
+            raise DataError(f"{name} is not UTF-8 text ({line or text}); {remedy}") from error
+        if isinstance(error, pl.exceptions.NoDataError) or (file.is_file() and not file.stat().st_size):
+            expected = "rows" if kind == "json lines" else "a header and rows"
+            raise DataError(f"{name} is empty; expected {expected}") from error
+        place = where_it_breaks(file, kind or "") if isinstance(error, pl.exceptions.PolarsError) else None
+        raise DataError(f"{name} cannot be read: {place or text}") from error
 
 
 def require_columns(found: Iterable[str], wanted: dict[str, str], where: str) -> None:

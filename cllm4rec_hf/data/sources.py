@@ -1,14 +1,13 @@
 """Where raw data comes from: any table with a column mapping, or a data set whose layout is known."""
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
-from .readers import HUB_SCHEME, read_table, reading, require_columns
+from .readers import BEYOND, HUB_SCHEME, columns_of, display_name, read_table, reading, require_columns
 
 if TYPE_CHECKING:
     import polars as pl
@@ -22,11 +21,15 @@ class RawData:
     """Raw rows in one form, whatever they came from.
 
     Args:
-        interactions: lazy frame with user, item and, where there are any, rating, timestamp and text.
+        interactions: lazy frame with user, item and, where there are any, rating, timestamp and text; and `beyond`,
+            true in malformed rows, where the format can have such.
         items: item_id, title, text of items, or None.
         users: user_id, text of users, or None.
         name: what to call the source in meta.json; never a path.
         files: the source files, for the hash.
+        origin: the file or `hub:` name of the interactions, which errors about rows name; by default `name`.
+        columns: which columns of a user's own tables were read as what; empty for known layouts.
+        hub_tables: tables that lie in no file, for the hash.
     """
 
     interactions: "pl.LazyFrame"
@@ -34,14 +37,20 @@ class RawData:
     users: "pl.DataFrame | None" = None
     name: str = "table"
     files: list[Path] = field(default_factory=list)
+    origin: str | Path | None = None
+    columns: dict[str, Any] = field(default_factory=dict)
+    hub_tables: "list[pl.DataFrame]" = field(default_factory=list)
 
     def hash(self) -> str:
-        """SHA-256 of the source files in order; of nothing for data that lies in no file."""
+        """SHA-256 of the source files in order, then of the rows read from the Hub."""
         digest = hashlib.sha256()
         for path in self.files:
             with path.open("rb") as file:
                 while block := file.read(1 << 20):
                     digest.update(block)
+        for table in self.hub_tables:
+            for rows in table.iter_slices(50_000):
+                digest.update(rows.write_ndjson().encode())
         return digest.hexdigest()
 
 
@@ -98,9 +107,12 @@ def from_tables(mapping: TableMapping) -> RawData:
     }
     given = {role: (column, option) for role, (column, option) in wanted.items() if column}
     with reading(mapping.interactions):
-        found = frame.collect_schema().names()
-    require_columns(found, dict(given.values()), _name(mapping.interactions))
-    chosen = frame.select(pl.col(column).alias(role) for role, (column, _) in given.items())
+        names = frame.collect_schema().names()
+        require_columns(columns_of(frame), dict(given.values()), display_name(mapping.interactions))
+    chosen = [pl.col(column).alias(role) for role, (column, _) in given.items()]
+    if BEYOND in names:
+        chosen.append(pl.col(BEYOND).is_not_null().alias("beyond"))
+    interactions = frame.select(chosen)
     files = [mapping.interactions]
     items = users = None
     if mapping.items:
@@ -114,6 +126,8 @@ def from_tables(mapping: TableMapping) -> RawData:
             "--item-text-columns",
             "item_id",
         )
+        if not mapping.item_title_column and not mapping.item_text_columns:
+            raise DataError("--items names no column to read; name them by --item-title-column or --item-text-columns")
     elif mapping.item_text_columns or mapping.item_title_column:
         raise DataError("--item-title-column and --item-text-columns need a table of items; name it by --items")
     if mapping.users:
@@ -127,14 +141,32 @@ def from_tables(mapping: TableMapping) -> RawData:
             "--user-text-columns",
             "user_id",
         )
+        if not mapping.user_text_columns:
+            raise DataError("--users names no column to read; name them by --user-text-columns")
     elif mapping.user_text_columns:
         raise DataError("--user-text-columns needs a table of users; name it by --users")
-    paths = [Path(file) for file in files if not file.startswith(HUB_SCHEME)]
-    return RawData(chosen, items, users, ", ".join(_name(file) for file in files), paths)
+    hub_tables = [interactions.collect()] if mapping.interactions.startswith(HUB_SCHEME) else []
+    hub_tables += [
+        table
+        for file, table in ((mapping.items, items), (mapping.users, users))
+        if file and file.startswith(HUB_SCHEME) and table is not None
+    ]
+    return RawData(
+        interactions,
+        items,
+        users,
+        ", ".join(display_name(file) for file in files),
+        [Path(file) for file in files if not file.startswith(HUB_SCHEME)],
+        mapping.interactions,
+        _columns(mapping),
+        hub_tables,
+    )
 
 
-def _name(file: str) -> str:
-    return file if file.startswith(HUB_SCHEME) else os.path.basename(file)
+def _columns(mapping: TableMapping) -> dict[str, Any]:
+    """The columns that were named, for meta.json."""
+    named = {name: getattr(mapping, name) for name in mapping.__dataclass_fields__ if "_column" in name}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in named.items() if value}
 
 
 def _side_table(
@@ -150,16 +182,19 @@ def _side_table(
 
     frame = read_table(file)
     with reading(file):
-        found = frame.collect_schema().names()
         wanted = {id_column: id_option, **dict.fromkeys(text_columns, text_option)}
         if title_column:
             wanted[title_column] = "--item-title-column"
-        require_columns(found, wanted, _name(file))
-        table = frame.select(list(dict.fromkeys(wanted))).collect()
-    parts = {id_name: as_ids(table[id_column], _name(file), id_column)}
+        require_columns(columns_of(frame), wanted, display_name(file))
+        beyond = [BEYOND] if BEYOND in frame.collect_schema().names() else []
+        table = frame.select([*dict.fromkeys(wanted), *beyond]).collect()
+    if beyond:
+        reject_beyond(table[BEYOND].is_not_null(), display_name(file))
+    parts = {id_name: as_ids(table[id_column], display_name(file), id_column)}
     if id_name == "item_id":
-        titles = table[title_column] if title_column else None
-        parts["title"] = pl.Series([None] * len(table), dtype=pl.String) if titles is None else _plain(titles)
+        titles = _plain(table[title_column]) if title_column else pl.Series([None] * len(table), dtype=pl.String)
+        titles = titles.str.replace_all(r"\s+", " ").str.strip_chars()
+        parts["title"] = titles.set(titles == "", None)
     texts = {column: _plain(table[column]).to_list() for column in text_columns}
     parts["text"] = pl.Series(
         [describe(dict(zip(texts, values, strict=True))) for values in zip(*texts.values(), strict=True)]
@@ -202,17 +237,30 @@ def _plain(series: "pl.Series") -> "pl.Series":
 
 
 def as_ids(series: "pl.Series", where: str, column: str) -> "pl.Series":
-    """A column of external ids as strings; whole numbers become their decimal text.
+    """A column of external ids as strings.
+
+    Whole numbers become their decimal text, also those stored as floats (12.0 becomes `12`). CSV and TSV have no
+    types: there an id is the text that is written, so that `007` and `12.0` stay what they are.
+
+    Args:
+        series: the column.
+        where: what to call the table in errors.
+        column: what to call the column in errors.
+
+    Returns:
+        A column of strings.
 
     Raises:
-        DataError: if ids are missing, empty, fractions, or of another type.
+        DataError: if ids are missing, empty, fractions, floats too large to be exact, or of another type.
     """
     import polars as pl
 
     if series.dtype.is_float():
         _reject(~series.is_finite().fill_null(False), f"{where} has missing or empty ids in the column {column!r}")
-        fractions = series.is_not_null() & (series != series.floor()).fill_null(True)
-        _reject(fractions, f"{where} has ids that are no whole numbers in the column {column!r}")
+        # above 2^53 (2^24 in single precision) neighbours fall together
+        exact = 2.0**53 if series.dtype == pl.Float64 else 2.0**24
+        inexact = (series != series.floor()) | (series.abs() > exact)
+        _reject(inexact, f"{where} has ids that are no whole numbers in the column {column!r}")
         series = series.cast(pl.Int64)
     if not (
         series.dtype == pl.String or series.dtype.is_integer() or isinstance(series.dtype, (pl.Categorical, pl.Enum))
@@ -229,6 +277,18 @@ def as_ids(series: "pl.Series", where: str, column: str) -> "pl.Series":
 def _reject(wrong: "pl.Series", what: str) -> None:
     if wrong.any():
         raise DataError(f"{what}: {row_numbers(wrong)}. Remove or mend these rows")
+
+
+def reject_beyond(wrong: "pl.Series", where: str) -> None:
+    """Refuse rows with more fields than the header names, whose values may stand in the wrong columns.
+
+    Raises:
+        DataError: naming the rows.
+    """
+    if wrong.any():
+        raise DataError(
+            f"{where} has more fields than its header: {row_numbers(wrong)}. Quote the fields that hold the separator"
+        )
 
 
 def row_numbers(wrong: "pl.Series") -> str:

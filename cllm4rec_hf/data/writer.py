@@ -1,6 +1,7 @@
 """Writes prepared data through `datasets`, all or nothing."""
 
 import json
+import os
 import shutil
 import uuid
 from pathlib import Path
@@ -44,12 +45,14 @@ def write_prepared(output: Path, tables: dict[str, "pl.DataFrame"], meta: dict[s
     known = {META_FILE, "README.md", *(f"{name}.parquet" for name in TABLES)}
     if output.exists():
         found = {path.name for path in output.iterdir()} if output.is_dir() else {output.name}
-        if META_FILE not in found or found - known:
+        if found and (META_FILE not in found or found - known):
             others = ", ".join(sorted(found - known)[:3]) or "no meta.json"
             raise DataError(
                 f"{output} exists and is not prepared data alone ({others}), so it is not replaced; "
                 "choose another --output"
             )
+    # `.` has no name to write beside, and a link's target is what is to be replaced
+    output = Path(os.path.realpath(output))
     output.parent.mkdir(parents=True, exist_ok=True)
     beside = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.part")
     beside.mkdir()
@@ -68,7 +71,11 @@ def write_prepared(output: Path, tables: dict[str, "pl.DataFrame"], meta: dict[s
         if output.exists():
             old = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.old")
             output.rename(old)
-            beside.rename(output)
+            try:
+                beside.rename(output)
+            except OSError:
+                old.rename(output)
+                raise
             shutil.rmtree(old)
         else:
             beside.rename(output)
@@ -82,9 +89,12 @@ def _arrow(frame: "pl.DataFrame") -> Any:
     """An Arrow table with the plain types that every reader knows."""
     import pyarrow as pa
 
-    table = frame.to_arrow(compat_level=None)
     fields = []
-    for column in table.schema:
+    for column in frame.head(0).to_arrow().schema:
         is_text = pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type)
         fields.append(pa.field(column.name, pa.string() if is_text else column.type))
-    return table.cast(pa.schema(fields))
+    # in parts, since plain strings of one part must not exceed 2 GiB
+    schema = pa.schema(fields)
+    # each of one chunk, since chunks come as threads deliver them and would show in the bytes of the file
+    parts = [rows.rechunk().to_arrow().cast(schema).combine_chunks() for rows in frame.iter_slices(_ROWS)]
+    return pa.concat_tables(parts) if parts else schema.empty_table()

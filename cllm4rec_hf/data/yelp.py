@@ -43,7 +43,7 @@ def yelp(directory: str) -> RawData:
     )
     users = pl.DataFrame([_user(row) for row in people], schema={"user_id": pl.String, "text": pl.String})
     interactions = frames[0].select(pl.col(column).alias(role) for role, column in _REVIEW.items())
-    return RawData(interactions, items, users, "yelp", files)
+    return RawData(interactions, items, users, "yelp", files, files[0])
 
 
 def _find(directory: Path, kind: str) -> Path:

@@ -219,7 +219,7 @@ def test_fractions_are_no_ids(tmp_path, capsys):
         ("item", [1], "has the type List(Int64) in the id column 'item'"),
         ("rating", [1], "has the type List(Int64) in the rating column"),
         ("rating", float("nan"), "ratings that are no numbers: rows 1, 2"),
-        ("time", {"date": 1}, "The timestamp column has the type Struct"),
+        ("time", {"date": 1}, "data.parquet has the type Struct({'date': Int64}) in the timestamp column"),
     ],
 )
 def test_columns_of_odd_types(column, value, message, tmp_path, capsys):
@@ -242,8 +242,8 @@ def test_not_utf8(tmp_path, capsys):
         ("data.xlsx", b"x", "The format of data.xlsx is unknown; expected a file named .csv"),
         ("data.csv", b"", "data.csv is empty"),
         ("data.csv", b"user,item\n", "has no rows"),
-        ("data.csv", b"user,item\n1,2\n1,2,3\n", "data.csv cannot be read"),
-        ("data.jsonl", b'{"user": 1, "item": 2}\n{"user": \n', "data.jsonl cannot be read"),
+        ("data.csv", b"user,item\n1,2\n1,2,3\n", "data.csv has more fields than its header: row 2"),
+        ("data.jsonl", b'{"user": 1, "item": 2}\n{"user": \n', "data.jsonl cannot be read: line 2 is not valid JSON"),
         ("data.parquet", b"user,item\n1,2\n", "data.parquet cannot be read"),
         ("data.csv.gz", gzip.compress(b"user,item\n" + b"1,2\n" * 9999)[:-30], "data.csv.gz cannot be read"),
         ("data.parquet.gz", b"no gzip", "data.parquet.gz cannot be read"),
@@ -295,6 +295,9 @@ def test_prepared_data_that_is_damaged(tmp_path):
     meta = json.loads((tmp_path / "out" / "meta.json").read_text())
     (tmp_path / "out" / "meta.json").write_text(json.dumps(meta | {"format_version": 99}))
     with pytest.raises(DataError, match="format version 99"):
+        PreparedData.load(tmp_path / "out")
+    (tmp_path / "out" / "meta.json").write_text('{"format_version":')
+    with pytest.raises(DataError, match=r"meta\.json is no JSON"):
         PreparedData.load(tmp_path / "out")
     (tmp_path / "out" / "meta.json").write_text(json.dumps(meta))
     pl.DataFrame({"a": [1]}).write_parquet(tmp_path / "out" / "users.parquet")

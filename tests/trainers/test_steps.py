@@ -82,9 +82,9 @@ def test_gradient_does_not_depend_on_batches_accumulation_padding_or_order(stage
             )
 
 
-def test_more_padding_changes_nothing(base_tokenizer):
+def test_more_padding_changes_nothing(base_tokenizer, tmp_path):
     parts = make_parts(base_tokenizer)
-    sampler = trainer_of("collaborative", parts, "unused", per_device_train_batch_size=8).get_train_dataloader()
+    sampler = trainer_of("collaborative", parts, tmp_path, per_device_train_batch_size=8).get_train_dataloader()
     batch = dict(next(iter(sampler)))
     wide = {
         name: torch.nn.functional.pad(batch[name], (0, 5), value=value)
