@@ -6,6 +6,10 @@ INSTALLED := $(VENV)/.installed
 MATERIALS := $(VENV)/.materials
 RUN := runs/movielens-100k
 
+# waiting threads that spin slow everything down 2 to 5 times where something else runs on the machine
+export OMP_WAIT_POLICY := passive
+export GOMP_SPINCOUNT := 0
+
 .PHONY: install demo test test-slow lint format benchmarks clean
 
 install: $(INSTALLED)
