@@ -40,7 +40,7 @@ STAGES_DIRECTORY = "stages"
 _WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 _WRITTEN = (
     "config.json", "model*.safetensors*", "tokenizer*.json", "special_tokens_map.json", "chat_template.jinja",
-    "catalog_*.parquet", "evaluation.json", "README.md", SETTINGS_FILE, LOG_FILE, STAGES_DIRECTORY, "*.part",
+    "catalog_*.parquet", "evaluation*.json", "README.md", SETTINGS_FILE, LOG_FILE, STAGES_DIRECTORY, "*.part",
 )  # fmt: skip
 
 
@@ -80,14 +80,15 @@ class Recipe:
             logger.info("%s already holds this run's checkpoint; nothing to do", self.output)
             return self.output
         self._prepare_parts()
-        for number, (name, stage) in enumerate(self._stages().items(), start=1):
+        stages = self._stages()
+        for number, (name, stage) in enumerate(stages.items(), start=1):
             directory = self.output / STAGES_DIRECTORY / f"{number}-{name}"
             if (directory / "final").is_dir():
                 logger.info("Stage %d (%s) is done; its tables are read from %s", number, name, directory / "final")
                 self._load_tables(directory / "final")
                 self.history[name] = json.loads((directory / "final" / LOG_FILE).read_text())
             else:
-                logger.info("Stage %d of 3: %s", number, name)
+                logger.info("Stage %d of %d: %s", number, len(stages), name)
                 self._run_stage(name, directory, stage)
         return self._finish()
 
@@ -106,7 +107,9 @@ class Recipe:
         if before == now:
             return any((self.output / name).is_file() for name in _WEIGHT_FILES)
         trained = [*self.output.glob("model*.safetensors*"), *self.output.glob(f"{STAGES_DIRECTORY}/*/*")]
-        if trained and not self.settings.overwrite:
+        if not trained:
+            return False
+        if not self.settings.overwrite:
             other = [f"{k}: {before.get(k)!r} there, {now.get(k)!r} here" for k in now if before.get(k) != now.get(k)]
             raise CLLM4RecError(
                 f"{self.output} holds a run with other settings ({'; '.join(other[:4])}). "
@@ -155,6 +158,7 @@ class Recipe:
             num_users=self.data.num_users,
             num_items=self.data.num_items,
             base_vocab_size=self.model.config.base_vocab_size,
+            **({"revision": settings.backbone_revision} if settings.backbone_revision else {}),
         )
         self.prompts = PromptBuilder(self.tokenizer, self.model.config.is_encoder_decoder)
         if start is not None:
@@ -274,13 +278,10 @@ class Recipe:
         with logging_redirect_tqdm():
             trainer.train(resume_from_checkpoint=last)
         self.history[name] = trainer.state.log_history
-        if trainer.is_world_process_zero():
-            beside = directory / "final.part"
-            self.model.save_pretrained(beside)
-            (beside / LOG_FILE).write_text(json.dumps(self.history[name]))
-            beside.replace(directory / "final")
-        trainer.accelerator.wait_for_everyone()
-        self._is_main = trainer.is_world_process_zero()
+        beside = directory / "final.part"
+        self.model.save_pretrained(beside)
+        (beside / LOG_FILE).write_text(json.dumps(self.history[name]))
+        beside.replace(directory / "final")
 
     def _load_tables(self, directory: Path) -> None:
         missing, unexpected = self.model.load_state_dict(load_file(directory / "model.safetensors"), strict=False)
@@ -291,8 +292,6 @@ class Recipe:
     # ---- after the stages
 
     def _finish(self) -> Path:
-        if not getattr(self, "_is_main", True):
-            return self.output
         beside = self.output / "checkpoint.part"
         self.model.save_pretrained(beside)
         self.tokenizer.save_pretrained(beside)
