@@ -9,13 +9,17 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
+    Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
     PreTrainedTokenizerFast,
+    Qwen3Config,
     T5Config,
 )
 
 FAMILIES = ("gpt2", "llama", "llama-untied", "t5")
+# current families, in the tests of saving and loading
+MORE_FAMILIES = ("qwen3", "gemma3")
 
 WORDS = (
     "great guitar strings that stay in tune for weeks",
@@ -49,6 +53,13 @@ def family_config(family: str, vocab_size: int = 96):
         return T5Config(
             vocab_size=vocab_size, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, dropout_rate=0.0,
             pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
+        )  # fmt: skip
+    if family in MORE_FAMILIES:
+        config_class = {"qwen3": Qwen3Config, "gemma3": Gemma3TextConfig}[family]
+        return config_class(
+            vocab_size=vocab_size, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, head_dim=8, max_position_embeddings=256, bos_token_id=0, eos_token_id=0,
+            pad_token_id=0, tie_word_embeddings=True,
         )  # fmt: skip
     return LlamaConfig(
         vocab_size=vocab_size, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,

@@ -80,7 +80,7 @@ def load_backbone(
         A causal or sequence-to-sequence language model.
 
     Raises:
-        ValueError: if it has fewer than `num_layers` layers.
+        ValueError: if it has fewer than `num_layers` layers, or weights are missing or of other sizes.
     """
     path, gguf_file = locate_backbone(name_or_path)
     if gguf_file is not None:
@@ -97,8 +97,10 @@ def load_backbone(
         if dtype in (None, "auto"):
             dtype = torch.float32
     auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    kwargs.update(config=config, dtype=dtype or "auto", ignore_mismatched_sizes=True, output_loading_info=True)
     with _without_unexpected_key_report() if is_cut else contextlib.nullcontext():
-        backbone = auto_class.from_pretrained(path, config=config, dtype=dtype or "auto", **kwargs)
+        backbone, info = auto_class.from_pretrained(path, **kwargs)
+    _check_complete(name_or_path, config, info)
     if gguf_file is not None:
         _forget_quantization(backbone)
     return backbone
@@ -146,6 +148,18 @@ def cut_layers(config: Any, num_layers: int | None) -> Any:
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:num_layers]
     return config
+
+
+def _check_complete(name: str, config: Any, info: dict[str, Any]) -> None:
+    # transformers would draw at random what is missing, and only warn
+    wrong = [f"{key} is {list(stored)}, expected {list(wanted)}" for key, stored, wanted in info["mismatched_keys"]]
+    wrong += [f"{key} is missing" for key in info["missing_keys"]]
+    if wrong:
+        raise ValueError(
+            f"The weights of the backbone {name!r} are not those of a {config.model_type} model with "
+            f"{config.num_hidden_layers} layers, hidden size {config.hidden_size} and {config.vocab_size} words: "
+            f"{'; '.join(sorted(wrong)[:3])}. Name the backbone that the configuration was made for, with its head"
+        )
 
 
 def _forget_quantization(model: PreTrainedModel) -> None:

@@ -41,6 +41,8 @@ class CLLM4RecConfig(PreTrainedConfig):
     """
 
     model_type = "cllm4rec"
+    # saving copies this module and its siblings beside the checkpoint, for loading without the package
+    _auto_class = "AutoConfig"
     sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="gpt2")}
 
     text_config: Any = None
@@ -95,6 +97,21 @@ class CLLM4RecConfig(PreTrainedConfig):
     def hidden_size(self) -> int:
         """d, the dimension of the backbone's hidden states and of every user and item embedding."""
         return self.text_config.hidden_size
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """The configuration that a config.json holds.
+
+        Raises:
+            ValueError: if it is another model's.
+        """
+        model_type = config_dict.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise ValueError(
+                f"This is a {model_type!r} model, not a CLLM4Rec checkpoint; a language model becomes one by "
+                "from_backbone(name, num_users=…, num_items=…)"
+            )
+        return super().from_dict(config_dict, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as it is written to config.json, without the local path a backbone was loaded from."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel
 
 from .backbone_cllm4rec import cut_layers, load_backbone
 from .configuration_cllm4rec import CLLM4RecConfig
@@ -14,6 +14,8 @@ from .head_cllm4rec import ItemHead
 
 _HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 _BACKBONE_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "token", "attn_implementation")
+_STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
+_BACKBONE_ONLY = ("quantization_config", "max_memory", "offload_folder")
 
 
 class CLLM4RecPreTrainedModel(PreTrainedModel):
@@ -28,6 +30,8 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
     base_model_prefix = "cllm4rec"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
+    # every saved checkpoint carries the code of its class, so that it loads by trust_remote_code without the package
+    _auto_class = "AutoModel"
     # losses are means over documents, never over tokens: Trainer must not divide them by a token count
     accepts_loss_kwargs = False
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
@@ -52,6 +56,8 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
         self.content_user_embeddings = table(config.num_users)
         self.content_item_embeddings = table(config.num_items)
         self.item_head = ItemHead(config)
+        # name and Hub arguments of the checkpoint, for what lies beside the weights (the catalog)
+        self.hub_source: dict[str, Any] = {}
         self.backbone: Any = None
         if attach_backbone:
             auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
@@ -71,7 +77,7 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
             ValueError: if its family, vocabulary or hidden size is not what the configuration says.
         """
         expected, found = self.config.text_config, backbone.config
-        for field in ("model_type", "vocab_size", "hidden_size"):
+        for field in ("model_type", "vocab_size", "hidden_size", "num_hidden_layers"):
             if getattr(expected, field) != getattr(found, field):
                 raise ValueError(
                     f"The backbone {self.config.backbone_name_or_path or type(backbone).__name__!r} has {field} "
@@ -159,44 +165,60 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
         Args:
             pretrained_model_name_or_path: directory or Hub id of the checkpoint.
             backbone: a live language model to use instead of loading one.
-            kwargs: as in transformers; `dtype` is the backbone's, the tables stay float32.
+            kwargs: as in transformers; `dtype` is the backbone's, the tables stay float32. A backbone that lies
+                elsewhere is loaded with the same `device_map` (or its part below `backbone`), `attn_implementation`,
+                `quantization_config`, `cache_dir`, `token` and `local_files_only`; `revision` and `subfolder` are the
+                checkpoint's own.
 
         Returns:
             The model in evaluation mode with its backbone frozen (with loading information if asked for).
+
+        Raises:
+            ValueError: if the checkpoint is another model's, or weights or backbone have not the sizes that the
+                configuration says.
         """
+        source = {name: kwargs[name] for name in _HUB_KEYWORDS if kwargs.get(name) is not None}
+        # the configuration has a field of this name and would keep the argument to itself
+        dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None)
         config = kwargs.pop("config", None)
-        if not isinstance(config, CLLM4RecConfig):
-            source: Any = config if config is not None else pretrained_model_name_or_path
-            hub = {k: kwargs[k] for k in _HUB_KEYWORDS if k in kwargs}
-            config, kwargs = cls.config_class.from_pretrained(source, return_unused_kwargs=True, **hub, **kwargs)
-            kwargs.update(hub)
-        if backbone is None and config.includes_backbone:
-            result = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
-            # a parameter that is loaded is a new one, and new ones require gradients
-            (result[0] if isinstance(result, tuple) else result).backbone.requires_grad_(False)
-            return result
-        dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
-        elsewhere = {k: kwargs[k] for k in _BACKBONE_KEYWORDS if k in kwargs}
-        result = super().from_pretrained(
-            pretrained_model_name_or_path,
-            *model_args,
-            config=config,
-            dtype=torch.float32,
-            attach_backbone=False,
-            **kwargs,
-        )
-        model = result[0] if isinstance(result, tuple) else result
-        if backbone is None:
-            backbone = load_backbone(
-                config.backbone_name_or_path,
-                config.backbone_revision,
-                config=cut_layers(config.text_config, None),
-                dtype=dtype if dtype is not None else config.text_config.dtype,
-                **elsewhere,
-            )
-        model.attach_backbone(backbone)
+        if not isinstance(config, PreTrainedConfig):
+            home: Any = config if config is not None else pretrained_model_name_or_path
+            config, kwargs = cls.config_class.from_pretrained(home, return_unused_kwargs=True, **source, **kwargs)
+            kwargs.update(source)
+        tolerates, wants_info = kwargs.pop("ignore_mismatched_sizes", False), kwargs.pop("output_loading_info", False)
+        # sizes that differ are reported below, in the terms of the configuration
+        kwargs.update(config=config, dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True)
+        is_elsewhere = backbone is not None or not config.includes_backbone
+        elsewhere: dict[str, Any] = {}
+        if is_elsewhere:
+            elsewhere = {name: kwargs[name] for name in _BACKBONE_KEYWORDS if kwargs.get(name) is not None}
+            elsewhere["dtype"] = dtype or config.text_config.dtype
+            for name in _BACKBONE_ONLY:
+                if (value := kwargs.pop(name, None)) is not None:
+                    elsewhere[name] = value
+            kwargs["device_map"], elsewhere["device_map"] = _split_device_map(kwargs.pop("device_map", None))
+            kwargs.update(dtype=torch.float32, attach_backbone=False)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        if info["mismatched_keys"] and not tolerates:
+            raise ValueError(_size_error(pretrained_model_name_or_path, config, info["mismatched_keys"]))
+        if is_elsewhere:
+            if backbone is None:
+                backbone = load_backbone(
+                    config.backbone_name_or_path,
+                    config.backbone_revision,
+                    config=cut_layers(config.text_config, None),
+                    **elsewhere,
+                )
+            model.attach_backbone(backbone)
+            if elsewhere["device_map"] is not None and kwargs["device_map"] is None:
+                # a strategy placed the backbone; the tables belong beside the words
+                for part in (*model.tables(), model.item_head):
+                    part.to(backbone.get_input_embeddings().weight.device)
+        # a parameter that is loaded is a new one, and new ones require gradients
+        model.backbone.requires_grad_(False)
         model.eval()
-        return result
+        model.hub_source = source
+        return (model, info) if wants_info else model
 
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | os.PathLike, include_backbone: bool = False, **kwargs: Any
@@ -246,6 +268,11 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
     def content_parameters(self) -> list[Tensor]:
         """What a C-step may move: the content tables."""
         return [self.content_user_embeddings.weight, self.content_item_embeddings.weight]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The backbone's dtype; the tables are float32 beside any."""
+        return super().dtype if self.backbone is None else self.backbone.dtype
 
     def get_input_embeddings(self) -> nn.Module:
         """The backbone's vocabulary embedding."""
@@ -380,3 +407,27 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
         """Decoder input that predicts labels [B, M] in place: the start token, then all labels but the last."""
         shifted = labels[:, :-1].masked_fill(labels[:, :-1] == -100, 0)
         return torch.cat([self.start_ids(len(labels)), shifted], dim=1)
+
+
+def _split_device_map(device_map: Any) -> tuple[Any, Any]:
+    """Placement of the tables, and of a backbone that is loaded apart from them."""
+    if isinstance(device_map, dict):
+        inner = {
+            name.removeprefix("backbone").removeprefix("."): device
+            for name, device in device_map.items()
+            if name == "backbone" or name.startswith("backbone.")
+        }
+        own = {name: device for name, device in device_map.items() if name.partition(".")[0] != "backbone"}
+        return own or None, inner or ({"": own[""]} if "" in own else None)
+    return None if device_map in _STRATEGIES else device_map, device_map
+
+
+def _size_error(name: Any, config: CLLM4RecConfig, mismatched: Any) -> str:
+    keys = sorted(mismatched)
+    shown = "; ".join(f"{key} is {list(stored)} there, {list(wanted)} here" for key, stored, wanted in keys[:4])
+    more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
+    return (
+        f"The weights of {name} are not of the sizes that the configuration says ({config.num_users} users, "
+        f"{config.num_items} items, hidden size {config.hidden_size}, history rank {config.history_rank}): {shown}{more}. "
+        "Load the checkpoint with its own config.json, or pass ignore_mismatched_sizes=True to draw these parts anew"
+    )

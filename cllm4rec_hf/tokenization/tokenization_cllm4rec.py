@@ -48,6 +48,8 @@ class CLLM4RecTokenizer(PreTrainedTokenizerFast):
             ID tokens of its own.
     """
 
+    # saving copies this module and its siblings beside the checkpoint, for loading without the package
+    _auto_class = "AutoTokenizer"
     _tokenizer: Any
     _layout: IdLayout = NO_ID_TOKENS
     _special_ids: frozenset[int] = frozenset()
