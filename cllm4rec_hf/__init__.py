@@ -1,7 +1,8 @@
 """CLLM4Rec as a native extension of HuggingFace transformers: recommend with a frozen pretrained language model.
 
 Public names are loaded when they are first used, so that importing the package costs no more than importing
-transformers. Importing it makes `AutoConfig`, `AutoTokenizer` and `AutoModel` know CLLM4Rec checkpoints.
+transformers. Importing it makes `AutoConfig`, `AutoTokenizer`, `AutoModel` and `pipeline("recommendation")` know
+CLLM4Rec checkpoints.
 """
 
 import importlib
@@ -29,8 +30,10 @@ _HOMES = {
     "evaluation.evaluator": ["EvaluationResult", "Evaluator"],
     "baselines.ease": ["EASE"],
     "baselines.popularity": ["Popularity"],
+    "inference.pipeline": ["RecommendationPipeline"],
     "inference.ranker": ["ModelRanker"],
     "inference.recommender": ["Recommender"],
+    "inference.requests": ["Request"],
     "trainers.arguments": ["ContentArguments", "MutualRegularizationArguments", "RecommendationArguments"],
     "trainers.content": ["ContentTrainer"],
     "trainers.mutual_regularization": ["MutualRegularizationTrainer"],
@@ -58,8 +61,10 @@ if TYPE_CHECKING:
     from .errors import UnknownIdError as UnknownIdError
     from .evaluation.evaluator import EvaluationResult as EvaluationResult
     from .evaluation.evaluator import Evaluator as Evaluator
+    from .inference.pipeline import RecommendationPipeline as RecommendationPipeline
     from .inference.ranker import ModelRanker as ModelRanker
     from .inference.recommender import Recommender as Recommender
+    from .inference.requests import Request as Request
     from .modeling.configuration_cllm4rec import CLLM4RecConfig as CLLM4RecConfig
     from .modeling.modeling_cllm4rec import CLLM4RecForCollaborative as CLLM4RecForCollaborative
     from .modeling.modeling_cllm4rec import CLLM4RecForContent as CLLM4RecForContent

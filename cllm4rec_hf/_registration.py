@@ -45,14 +45,28 @@ def _register_models() -> None:
     AutoModel.register(CLLM4RecConfig, classes, exist_ok=True)
 
 
+def _register_pipeline() -> None:
+    from transformers import AutoModel
+    from transformers.pipelines import PIPELINE_REGISTRY
+
+    from .inference.pipeline import RecommendationPipeline
+
+    PIPELINE_REGISTRY.register_pipeline(
+        RecommendationPipeline.task_name, RecommendationPipeline, pt_model=AutoModel, type="text"
+    )
+    # what this leaves on the class would make checkpoints ask for trust in code that is installed
+    delattr(RecommendationPipeline, "_registered_impl")
+
+
 # module of transformers that has to be there -> what to do then
 _STEPS: dict[str, Callable[[], None]] = {
     "transformers.models.auto.configuration_auto": _register_config,
     "transformers.models.auto.tokenization_auto": _register_tokenizer,
     "transformers.models.auto.modeling_auto": _register_models,
+    "transformers.pipelines": _register_pipeline,
 }
 # what the registrations import; any of these may itself be what makes transformers import its Auto classes
-_OWN = (f"{__package__}.modeling.", f"{__package__}.tokenization.")
+_OWN = tuple(f"{__package__}.{folder}." for folder in ("modeling", "tokenization", "inference"))
 _done: set[str] = set()
 
 

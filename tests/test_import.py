@@ -30,6 +30,7 @@ FIRST = [
     ),
     "import cllm4rec_hf.trainers.recipe",
     "import cllm4rec_hf.inference.recommender",
+    "import cllm4rec_hf.inference.pipeline",
     "from cllm4rec_hf import CLLM4RecTokenizer",
     "import cllm4rec_hf; from transformers import AutoModel",
     "import cllm4rec_hf; from transformers import Trainer, pipeline",
@@ -43,6 +44,8 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 config_class = cllm4rec_hf.CLLM4RecConfig
 assert type(AutoConfig.for_model("cllm4rec")) is config_class
 assert config_class in AutoModel._model_mapping.keys() and config_class in TOKENIZER_MAPPING.keys()
+from transformers.pipelines import PIPELINE_REGISTRY
+assert PIPELINE_REGISTRY.check_task("recommendation")[1]["impl"] is cllm4rec_hf.RecommendationPipeline
 """
 
 

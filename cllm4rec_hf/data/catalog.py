@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UnknownIdError
+from .prepared import Histories
 
 logger = logging.getLogger(__name__)
 
 ITEMS_FILE = "catalog_items.parquet"
 USERS_FILE = "catalog_users.parquet"
+HISTORIES_FILE = "catalog_histories.parquet"
 UNKNOWN_POLICIES = ("raise", "skip", "warn")
 
 
@@ -22,14 +24,20 @@ class Catalog:
         item_ids: external id of each item, in the order of their indices.
         titles: title of each item, or None.
         user_ids: external id of each user, in the order of their indices.
+        histories: each user's items, `Histories`; None, the default, publishes nobody's history with the checkpoint.
 
     Raises:
         ValueError: if an id occurs twice, or the titles are not as many as the items.
     """
 
     def __init__(
-        self, item_ids: Sequence[str], titles: Sequence[str | None] | None = None, user_ids: Sequence[str] = ()
+        self,
+        item_ids: Sequence[str],
+        titles: Sequence[str | None] | None = None,
+        user_ids: Sequence[str] = (),
+        histories: Histories | None = None,
     ):
+        self.histories = histories
         self.item_ids, self.user_ids = list(item_ids), list(user_ids)
         self.titles: list[str | None] = [None] * len(self.item_ids) if titles is None else list(titles)
         if len(self.titles) != len(self.item_ids):
@@ -45,9 +53,15 @@ class Catalog:
                 raise ValueError(f"The {kind} id {twice!r} occurs twice; ids must be unique")
 
     @classmethod
-    def from_prepared(cls, data: Any) -> "Catalog":
-        """The catalog of prepared data."""
-        return cls(list(data.items["item_id"]), list(data.items["title"]), list(data.users["user_id"]))
+    def from_prepared(cls, data: Any, include_histories: bool = False) -> "Catalog":
+        """The catalog of prepared data.
+
+        Args:
+            data: `PreparedData`.
+            include_histories: whether it holds every user's items, of all splits.
+        """
+        histories = data.histories("train", "validation", "test") if include_histories else None
+        return cls(list(data.items["item_id"]), list(data.items["title"]), list(data.users["user_id"]), histories)
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -77,7 +91,7 @@ class Catalog:
         return self.titles[index] or self.item_ids[index]
 
     def save_pretrained(self, directory: str | os.PathLike) -> None:
-        """Write `catalog_items.parquet` and `catalog_users.parquet` into a directory."""
+        """Write `catalog_items.parquet` and `catalog_users.parquet` into a directory, and the histories it has."""
         import pyarrow as pa
 
         directory = Path(directory)
@@ -86,6 +100,12 @@ class Catalog:
         items = {"item_id": pa.array(self.item_ids, text), "title": pa.array(self.titles, text)}
         _write(pa.table(items), directory / ITEMS_FILE)
         _write(pa.table({"user_id": pa.array(self.user_ids, text)}), directory / USERS_FILE)
+        if self.histories is None:
+            # nobody's history may stay behind from a checkpoint that was here before
+            (directory / HISTORIES_FILE).unlink(missing_ok=True)
+        else:
+            rows = pa.LargeListArray.from_arrays(self.histories.indptr, pa.array(self.histories.items, pa.int32()))
+            _write(pa.table({"items": rows}), directory / HISTORIES_FILE)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | os.PathLike, **hub_kwargs: Any) -> "Catalog":
@@ -103,7 +123,11 @@ class Catalog:
 
         items = pq.read_table(cached_file(str(name_or_path), ITEMS_FILE, **hub_kwargs))
         users = pq.read_table(cached_file(str(name_or_path), USERS_FILE, **hub_kwargs))
-        return cls(items["item_id"].to_pylist(), items["title"].to_pylist(), users["user_id"].to_pylist())
+        file = cached_file(
+            str(name_or_path), HISTORIES_FILE, _raise_exceptions_for_missing_entries=False, **hub_kwargs
+        )
+        histories = None if file is None else _histories(pq.read_table(file)["items"], len(items))
+        return cls(items["item_id"].to_pylist(), items["title"].to_pylist(), users["user_id"].to_pylist(), histories)
 
 
 def _look_up(ids: Iterable[str], index: dict[str, int], kind: str, unknown: str) -> list[int]:
@@ -126,6 +150,15 @@ def _look_up(ids: Iterable[str], index: dict[str, int], kind: str, unknown: str)
             )
         logger.warning("%s; passed over", message)
     return found
+
+
+def _histories(column: Any, num_items: int) -> Histories:
+    import numpy as np
+
+    rows = column.combine_chunks()
+    lengths = np.asarray(rows.value_lengths())
+    indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return Histories(indptr, np.asarray(rows.flatten(), dtype=np.int32), num_items)
 
 
 def _write(table: Any, path: Path) -> None:

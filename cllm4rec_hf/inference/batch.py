@@ -10,7 +10,8 @@ from typing import Any
 from ..data.catalog import Catalog
 from ..data.prepared import SPLITS, PreparedData
 from ..errors import CLLM4RecError, DataError
-from .recommender import Recommender, Request
+from .recommender import Recommender
+from .requests import Request, history_of
 
 _COLUMNS = ("user", "rank", "item", "title", "score")
 _ROWS_PER_GROUP = 100_000
@@ -166,7 +167,7 @@ def recommend_to_terminal(
 
 def describe(catalog: Catalog, request: Request, found: list[dict[str, Any]], shown: int = 8) -> Iterator[str]:
     """Lines that show one user's latest items and recommendations."""
-    history = [catalog.title(index) for index in catalog.item_indices(request.history, "skip")]
+    history = [catalog.title(int(index)) for index in history_of(request, catalog, "skip")]
     latest = history[-shown:]
     more = f"{len(history) - len(latest)} earlier ones, then " if len(history) > len(latest) else ""
     name = "A history" if request.user is None else f"User {request.user}"

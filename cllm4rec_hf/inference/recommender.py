@@ -3,31 +3,15 @@
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..data.catalog import Catalog
 from ..data.prompts import PromptBuilder
 from ..errors import CLLM4RecError
-from ..evaluation.ranking import top_k as rank_top_k
 from .ranker import ModelRanker
-
-
-@dataclass(frozen=True)
-class Request:
-    """Whom to recommend for.
-
-    Args:
-        user: external id, or None for somebody without one.
-        history: external ids of the items, oldest first.
-    """
-
-    user: str | None
-    history: tuple[str, ...]
+from .requests import Request, allowed_items, answers, history_of
 
 
 class Recommender:
@@ -38,9 +22,13 @@ class Recommender:
         tokenizer: the tokenizer of the same checkpoint.
         catalog: its catalog.
         batch_size: requests that are scored at once; bounds memory at batch_size x catalog scores.
+
+    Raises:
+        CLLM4RecError: if the three do not belong together.
     """
 
     def __init__(self, model: Any, tokenizer: Any, catalog: Catalog, batch_size: int = 256):
+        check_parts(model.config, tokenizer, catalog)
         self.model, self.tokenizer, self.catalog, self.batch_size = model, tokenizer, catalog, batch_size
         prompts = PromptBuilder(tokenizer, model.config.is_encoder_decoder)
         self.ranker = ModelRanker(model, prompts, model.config.max_prompt_length)
@@ -73,15 +61,23 @@ class Recommender:
         return cls(model, tokenizer, Catalog.from_pretrained(name_or_path, **hub), batch_size)
 
     def recommend(
-        self, requests: Iterable[Request], top_k: int = 20, unknown: str = "raise", exclude_seen: bool = True
+        self,
+        requests: Iterable[Request],
+        top_k: int = 20,
+        unknown: str = "raise",
+        exclude_seen: bool = True,
+        exclude: Iterable[str] | None = None,
+        restrict_to: Iterable[str] | None = None,
     ) -> Iterator[list[dict[str, Any]]]:
         """Recommend for each request in turn; streams, so that any number of requests needs bounded memory.
 
         Args:
             requests: the requests. A user whom the catalog lacks is served by the history alone.
-            top_k: recommendations a request; fewer where the catalog has no more unseen items.
-            unknown: what to do with items of a history that the catalog lacks: `raise`, `skip` or `warn`.
+            top_k: recommendations a request; fewer where the catalog has no more items left.
+            unknown: what to do with item ids that the catalog lacks: `raise`, `skip` or `warn`.
             exclude_seen: whether the items of the history are left out.
+            exclude: ids of items to leave out of every answer.
+            restrict_to: ids of the only items to choose from.
 
         Yields:
             For each request a list of {"item", "title", "score"}, best first; score is log p over the whole catalog.
@@ -92,27 +88,39 @@ class Recommender:
         """
         if top_k < 1:
             raise ValueError(f"top_k must be 1 or more, got {top_k}")
+        allowed = allowed_items(self.catalog, exclude, restrict_to, unknown)
         requests = iter(requests)
         while batch := list(islice(requests, self.batch_size)):
-            histories = [
-                np.asarray(self.catalog.item_indices(request.history, unknown), dtype=np.int64) for request in batch
-            ]
+            histories = [history_of(request, self.catalog, unknown) for request in batch]
             users = [self.catalog.find_user(request.user) for request in batch]
             scores = self.ranker.score(users, histories)
             seen = histories if exclude_seen else [history[:0] for history in histories]
-            items, _ = rank_top_k(scores, seen, top_k)
-            normalizer = _log_sum_exp(scores)
-            for row, ranked in enumerate(items):
-                yield [
-                    {
-                        "item": self.catalog.item_ids[index],
-                        "title": self.catalog.titles[index],
-                        "score": float(scores[row, index] - normalizer[row]),
-                    }
-                    for index in ranked[ranked >= 0]
-                ]
+            yield from answers(self.catalog, scores, seen, top_k, allowed)
 
 
-def _log_sum_exp(scores: np.ndarray) -> np.ndarray:
-    largest = scores.max(axis=1, keepdims=True)
-    return np.log(np.exp(scores - largest).sum(axis=1)) + largest[:, 0]
+def check_parts(config: Any, tokenizer: Any, catalog: Catalog) -> None:
+    """Whether model, tokenizer and catalog are of the same checkpoint.
+
+    Args:
+        config: the model's configuration.
+        tokenizer: the tokenizer.
+        catalog: the catalog.
+
+    Raises:
+        CLLM4RecError: if they disagree on a number of users, items or words.
+    """
+    if not hasattr(tokenizer, "num_items"):
+        raise CLLM4RecError(
+            f"A {type(tokenizer).__name__} has no user and item tokens; load the tokenizer of the model's checkpoint"
+        )
+    counts = {
+        "items": (config.num_items, tokenizer.num_items, len(catalog)),
+        "users": (config.num_users, tokenizer.num_users, len(catalog.user_ids) or config.num_users),
+        "words": (config.base_vocab_size, tokenizer.base_vocab_size, config.base_vocab_size),
+    }
+    for name, (model_has, tokenizer_has, catalog_has) in counts.items():
+        if not model_has == tokenizer_has == catalog_has:
+            raise CLLM4RecError(
+                f"Model, tokenizer and catalog are not of one checkpoint: {model_has} {name} in the model, "
+                f"{tokenizer_has} in the tokenizer, {catalog_has} in the catalog; load all three from the same place"
+            )

@@ -99,7 +99,8 @@ def load_backbone(
     auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     kwargs.update(config=config, dtype=dtype or "auto", ignore_mismatched_sizes=True, output_loading_info=True)
     with _without_unexpected_key_report() if is_cut else contextlib.nullcontext():
-        backbone, info = auto_class.from_pretrained(path, **kwargs)
+        loaded: Any = auto_class.from_pretrained(path, **kwargs)
+    backbone, info = loaded
     _check_complete(name_or_path, config, info)
     if gguf_file is not None:
         _forget_quantization(backbone)

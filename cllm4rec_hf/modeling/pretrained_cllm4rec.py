@@ -159,7 +159,7 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
         *model_args: Any,
         backbone: PreTrainedModel | None = None,
         **kwargs: Any,
-    ) -> "CLLM4RecPreTrainedModel":
+    ) -> Any:
         """Load a checkpoint; the backbone comes from where the configuration says, or is the one given.
 
         Args:
@@ -198,7 +198,8 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
                     elsewhere[name] = value
             kwargs["device_map"], elsewhere["device_map"] = _split_device_map(kwargs.pop("device_map", None))
             kwargs.update(dtype=torch.float32, attach_backbone=False)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        model, info = loaded
         if info["mismatched_keys"] and not tolerates:
             raise ValueError(_size_error(pretrained_model_name_or_path, config, info["mismatched_keys"]))
         if is_elsewhere:
@@ -428,6 +429,7 @@ def _size_error(name: Any, config: CLLM4RecConfig, mismatched: Any) -> str:
     more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
     return (
         f"The weights of {name} are not of the sizes that the configuration says ({config.num_users} users, "
-        f"{config.num_items} items, hidden size {config.hidden_size}, history rank {config.history_rank}): {shown}{more}. "
+        f"{config.num_items} items, hidden size {config.hidden_size}, history rank {config.history_rank}): {shown}"
+        f"{more}. "
         "Load the checkpoint with its own config.json, or pass ignore_mismatched_sizes=True to draw these parts anew"
     )

@@ -132,7 +132,7 @@ class Recipe:
         beside = self.output / f"{SETTINGS_FILE}.part"
         beside.write_text(yaml.safe_dump(self.made_by, sort_keys=False), encoding="utf-8")
         beside.replace(self.output / SETTINGS_FILE)
-        self.catalog = Catalog.from_prepared(self.data)
+        self.catalog = Catalog.from_prepared(self.data, settings.include_histories)
         start = self._warm_start(backbone.hidden_size)
         dtype = _dtype(settings.dtype)
         self.model = _from_backbone(

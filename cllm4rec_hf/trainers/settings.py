@@ -31,6 +31,9 @@ class RecipeSettings:
     attn_implementation: str = _setting("auto", "Attention of the backbone: auto, eager, sdpa, …")
     seed: int = _setting(0, "Seed of everything random.")
     overwrite: bool = _setting(False, "Start again where the output directory holds another run.")
+    include_histories: bool = _setting(
+        False, "Store every user's history in the checkpoint, so that a user id is request enough."
+    )
     report_to: str = _setting("none", "Experiment trackers of the Trainer, comma-separated.")
     lambda_c: float | None = _setting(None, "Weight of the mutual regularization.")
     lr_scheduler_type: str | None = _setting(None, "Learning rate schedule of each stage.")

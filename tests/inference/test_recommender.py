@@ -11,7 +11,7 @@ import torch
 from cllm4rec_hf import Catalog, CLLM4RecError, DataError, ModelRanker, PreparedData, Recommender, UnknownIdError
 from cllm4rec_hf.inference.batch import describe, read_histories, recommend_to_file, requests_from
 from cllm4rec_hf.inference.ranker import length_batches
-from cllm4rec_hf.inference.recommender import Request
+from cllm4rec_hf.inference.requests import Request
 from tests.trainers.parts import ITEMS, USERS, make_parts
 
 
