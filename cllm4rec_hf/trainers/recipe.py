@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ..card import write_card
+from ..card import about_run, write_card
 from ..data.catalog import Catalog
 from ..data.collators import CollaborativeCollator, ContentCollator, RecommendationCollator
 from ..data.corpora import ContentCorpus, InteractionCorpus
@@ -104,7 +104,7 @@ class Recipe:
                 )
             return False
         before, now = _read_settings(file), self.made_by
-        if before == now:
+        if all(before.get(name) == value for name, value in now.items()):
             return any((self.output / name).is_file() for name in _WEIGHT_FILES)
         trained = [*self.output.glob("model*.safetensors*"), *self.output.glob(f"{STAGES_DIRECTORY}/*/*")]
         if not trained:
@@ -130,7 +130,8 @@ class Recipe:
         self._check_context(backbone)
         self.output.mkdir(parents=True, exist_ok=True)
         beside = self.output / f"{SETTINGS_FILE}.part"
-        beside.write_text(yaml.safe_dump(self.made_by, sort_keys=False), encoding="utf-8")
+        about = about_run(self.data.meta, settings.backbone, settings.backbone_revision)
+        beside.write_text(yaml.safe_dump({**self.made_by, "about": about}, sort_keys=False), encoding="utf-8")
         beside.replace(self.output / SETTINGS_FILE)
         self.catalog = Catalog.from_prepared(self.data, settings.include_histories)
         start = self._warm_start(backbone.hidden_size)
@@ -322,7 +323,7 @@ def _read_settings(file: Path) -> dict[str, Any]:
         before = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise CLLM4RecError(f"{file} cannot be read ({error}); choose another --output") from error
-    if not isinstance(before, dict) or not {"preset", "backbone", "data"} <= before.keys():
+    if not isinstance(before, dict) or not {"preset", "backbone", "data_fingerprint"} <= before.keys():
         raise CLLM4RecError(f"{file} is not that of a training run; choose another --output")
     return before
 

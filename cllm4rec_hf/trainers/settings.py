@@ -96,7 +96,8 @@ class RecipeSettings:
 
     def what_made_it(self) -> dict[str, Any]:
         """The settings that decide the result, for training.yaml and for telling one run from another."""
-        outside = ("output", "overwrite", "report_to")
+        # the data is told by its fingerprint; where it lay concerns nobody else
+        outside = ("data", "output", "overwrite", "report_to")
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in outside}
 
 

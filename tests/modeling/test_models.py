@@ -226,18 +226,6 @@ def test_unknown_task_and_impossible_configuration():
         CLLM4RecConfig(text_config=family_config("llama"), lambda_c=-1)
 
 
-def test_gradient_checkpointing_gives_the_same_gradient():
-    gradients = []
-    for checkpointing in (False, True):
-        model = model_of("llama").train()
-        if checkpointing:
-            model.activation_checkpointing_enable()
-        ids, mask = prompts()
-        model(ids, mask, labels=torch.tensor([[item(0), item(3)], [item(4), -100]])).loss.backward()
-        gradients.append(model.collaborative_item_embeddings.weight.grad)
-    torch.testing.assert_close(*gradients)
-
-
 def test_id_tokens_are_rows_of_the_tables():
     model = CLLM4RecModel.from_backbone(make_backbone("llama"), 3, 4)
     ids = torch.tensor([[WORDS + 1, 5, WORDS + 3 + 2]])

@@ -31,7 +31,7 @@ def tokenizer():
 def trace_free(directory):
     return not any(
         mark in path.read_text(encoding="utf-8")
-        for path in directory.iterdir()
+        for path in directory.glob("*.json")
         for mark in ("\ufdd0", "\\ufdd0", "\\uFDD0")
     )
 
