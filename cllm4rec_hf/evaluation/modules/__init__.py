@@ -23,8 +23,21 @@ def module_path(name: str) -> str:
     return str(Path(__file__).parent / f"{name}_at_k.py")
 
 
+class ByName:
+    """Base of the modules: takes external ids and indices alike, by making text of both."""
+
+    def add_batch(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> None:
+        """Add users: their ranked items, best first, and the relevant ones."""
+        predictions, references = ([list(map(str, row)) for row in rows] for rows in (predictions, references))
+        super().add_batch(predictions=predictions, references=references, **kwargs)  # type: ignore[misc]
+
+    def add(self, *, prediction: Any = None, reference: Any = None, **kwargs: Any) -> None:
+        """Add one user."""
+        self.add_batch(predictions=[prediction], references=[reference], **kwargs)
+
+
 def features() -> Any:
-    """What the modules take: ranked and relevant items of each user, external ids or (made text) indices."""
+    """What the modules take: ranked and relevant items of each user."""
     from datasets import Features, Sequence, Value
 
     return Features({name: Sequence(Value("string")) for name in ("predictions", "references")})

@@ -5,10 +5,10 @@ from typing import Any
 import evaluate
 
 from cllm4rec_hf.evaluation.metrics.ndcg import ndcg
-from cllm4rec_hf.evaluation.modules import depth, features, mean_at_k
+from cllm4rec_hf.evaluation.modules import ByName, depth, features, mean_at_k
 
 
-class NDCGAtK(evaluate.Metric):
+class NDCGAtK(ByName, evaluate.Metric):
     """NDCG@k with binary relevance, mean over users."""
 
     def _info(self) -> evaluate.MetricInfo:

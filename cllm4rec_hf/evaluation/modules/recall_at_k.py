@@ -5,10 +5,10 @@ from typing import Any
 import evaluate
 
 from cllm4rec_hf.evaluation.metrics.recall import recall
-from cllm4rec_hf.evaluation.modules import depth, features, mean_at_k
+from cllm4rec_hf.evaluation.modules import ByName, depth, features, mean_at_k
 
 
-class RecallAtK(evaluate.Metric):
+class RecallAtK(ByName, evaluate.Metric):
     """Recall@k with the denominator min(k, relevant items), mean over users."""
 
     def _info(self) -> evaluate.MetricInfo:
