@@ -30,8 +30,7 @@ WORDS = (
 )
 
 
-@pytest.fixture(scope="session")
-def base_tokenizer():
+def train_base_tokenizer():
     """A byte-level BPE tokenizer of some 330 tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -40,6 +39,12 @@ def base_tokenizer():
     trainer = trainers.BpeTrainer(vocab_size=330, special_tokens=["<|end|>"], initial_alphabet=alphabet)
     tokenizer.train_from_iterator(WORDS, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>")
+
+
+@pytest.fixture(scope="session")
+def base_tokenizer():
+    """That tokenizer, trained once."""
+    return train_base_tokenizer()
 
 
 def family_config(family: str, vocab_size: int = 96):
