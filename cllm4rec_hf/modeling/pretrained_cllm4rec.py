@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel
 
+from .adapters_cllm4rec import WithAdapters
 from .backbone_cllm4rec import cut_layers, load_backbone
 from .configuration_cllm4rec import CLLM4RecConfig
 from .head_cllm4rec import ItemHead
@@ -18,7 +19,7 @@ _STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
 _BACKBONE_ONLY = ("quantization_config", "max_memory", "offload_folder")
 
 
-class CLLM4RecPreTrainedModel(PreTrainedModel):
+class CLLM4RecPreTrainedModel(WithAdapters, PreTrainedModel):
     """The frozen backbone, the four tables and the item head; all classes share them, so one checkpoint serves all.
 
     Args:
@@ -230,7 +231,15 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
             save_directory: where to.
             include_backbone: whether the weight file holds the backbone too.
             kwargs: as in transformers.
+
+        Raises:
+            ValueError: if the model carries the adapters of a `PeftModel`, which is then what should be saved.
         """
+        if self.has_wrapped_adapters():
+            raise ValueError(
+                "This model carries peft's adapters. Save the PeftModel (its adapters and the tables), or what its "
+                "merge_and_unload() returns (a whole model with its backbone)."
+            )
         include_backbone = include_backbone or self.config.backbone_name_or_path is None
         self.config.includes_backbone = include_backbone
         ignored = self._keys_to_ignore_on_save
@@ -282,6 +291,10 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the backbone's vocabulary embedding."""
         self.backbone.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The backbone's language-model head; peft and quantizers leave it alone."""
+        return None if self.backbone is None else self.backbone.get_output_embeddings()
 
     @property
     def first_user_id(self) -> int:

@@ -14,6 +14,7 @@ from ..data.collators import TaskCollator
 from ..data.corpora import ContentCorpus, DocumentSet, InteractionCorpus
 from ..data.sampling import AlternatingBatchSampler
 from ..errors import CLLM4RecError
+from ..modeling.adapters_cllm4rec import TRAINED_BESIDE_ADAPTERS
 from .arguments import CLLM4RecTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,9 @@ class CLLM4RecTrainer(Trainer):
         collator: the tasks' collators.
         catalog: saved beside the tokenizer in every checkpoint, if given.
         kwargs: further arguments of `Trainer`, e.g. `processing_class` (the tokenizer) and `callbacks`.
+
+    Raises:
+        CLLM4RecError: if the model carries peft's adapters and they would be trained without the tables.
     """
 
     # compute_loss divides by the documents of the whole optimizer step itself
@@ -60,12 +64,23 @@ class CLLM4RecTrainer(Trainer):
         self.corpora, self.catalog = corpora, catalog
         self.documents = DocumentSet(*corpora)
         super().__init__(model=model, args=args, data_collator=collator, train_dataset=self.documents, **kwargs)
+        self._check_tables_learn()
         self.remove_callback(PrinterCallback)
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(BarOnly)
         self._reset_record()
         self._summary: dict[str, float] = {}
+
+    def _check_tables_learn(self) -> None:
+        model = self.accelerator.unwrap_model(self.model)
+        if not hasattr(model, "peft_config") or any(table.weight.requires_grad for table in model.tables()):
+            return
+        raise CLLM4RecError(
+            "The model's active adapter does not train the user and item tables. Load a trained one by "
+            "PeftModel.from_pretrained(…, is_trainable=True); give a further one "
+            f"modules_to_save={list(TRAINED_BESIDE_ADAPTERS)}"
+        )
 
     # ---- batches
 
@@ -218,10 +233,14 @@ class CLLM4RecTrainer(Trainer):
 
     # ---- saving
 
+    def learned_state(self) -> dict[str, torch.Tensor]:
+        """Everything that trains, by its name in the model: tables, head, adapters."""
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # a gradient can overflow where the loss did not; such tables must not replace good ones
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad and not torch.isfinite(parameter).all():
+        for name, parameter in self.learned_state().items():
+            if not torch.isfinite(parameter).all():
                 raise FloatingPointError(self._divergence(f"{name} holds values that are not finite"))
         super()._save_checkpoint(model, trial)
 

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ..data.collators import ContentCollator, RecommendationCollator, TaskCollator
 from ..data.corpora import ContentCorpus, InteractionCorpus
@@ -16,7 +16,7 @@ from .base import CLLM4RecTrainer
 
 logger = logging.getLogger(__name__)
 
-_START, _SCORES = "start", "scores.json"
+_START, _LEARNED, _SCORES = "start", "learned.safetensors", "scores.json"
 
 
 class RecommendationTrainer(CLLM4RecTrainer):
@@ -61,12 +61,13 @@ class RecommendationTrainer(CLLM4RecTrainer):
         keeps_best = self.args.load_best_model_at_end and self.evaluator is not None
         start = Path(self.args.output_dir or ".") / _START
         # an interrupted run keeps its own start; any other directory of that name is of another model
-        if keeps_best and not (resume_from_checkpoint and start.is_dir()):
+        if keeps_best and not (resume_from_checkpoint and (start / _LEARNED).is_file()):
             metrics = self.evaluate()
             if self.is_world_process_zero():
                 shutil.rmtree(start, ignore_errors=True)
                 beside = start.with_name(f"{_START}.part")
-                self.model.save_pretrained(beside)
+                beside.mkdir(parents=True, exist_ok=True)
+                save_file({name: x.contiguous() for name, x in self.learned_state().items()}, beside / _LEARNED)
                 (beside / _SCORES).write_text(json.dumps(metrics))
                 beside.replace(start)
             self.accelerator.wait_for_everyone()
@@ -78,7 +79,7 @@ class RecommendationTrainer(CLLM4RecTrainer):
             sign = 1 if self.args.greater_is_better else -1
             if best is None or sign * before >= sign * best:
                 logger.info("No epoch ranked better on validation than the start (%s %.4f); it is kept", name, before)
-                self.model.load_state_dict(load_file(start / "model.safetensors"), strict=False)
+                self.model.load_state_dict(load_file(start / _LEARNED), strict=False)
         return result
 
     def evaluate(  # type: ignore[override]
