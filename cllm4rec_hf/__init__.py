@@ -38,7 +38,7 @@ _HOMES = {
     "trainers.content": ["ContentTrainer"],
     "trainers.mutual_regularization": ["MutualRegularizationTrainer"],
     "trainers.recommendation": ["RecommendationTrainer"],
-    "errors": ["CLLM4RecError", "DataError", "UnknownIdError"],
+    "errors": ["CLLM4RecError", "DataError", "HubError", "UnknownIdError"],
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from .data.prompts import PromptBuilder as PromptBuilder
     from .errors import CLLM4RecError as CLLM4RecError
     from .errors import DataError as DataError
+    from .errors import HubError as HubError
     from .errors import UnknownIdError as UnknownIdError
     from .evaluation.evaluator import EvaluationResult as EvaluationResult
     from .evaluation.evaluator import Evaluator as Evaluator

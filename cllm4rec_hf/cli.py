@@ -191,7 +191,7 @@ def _train(options: argparse.Namespace) -> int:
 def _add_evaluate(commands: Any) -> None:
     parser = _command(commands, "evaluate", _evaluate, "Full-ranking metrics of a model beside Popularity and EASE.")
     parser.add_argument("--model", required=True, metavar="DIR_OR_ID", help="checkpoint")
-    parser.add_argument("--data", required=True, metavar="DIR", help="prepared data")
+    parser.add_argument("--data", required=True, metavar="DIR_OR_ID", help="prepared data")
     parser.add_argument("--split", choices=("validation", "test"), default="test")
     parser.add_argument("--output", metavar="FILE", help="by default evaluation.json in a local checkpoint")
     parser.add_argument("--no-baselines", action="store_true", help="leave Popularity and EASE out")
@@ -230,7 +230,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _add_recommend(commands: Any) -> None:
     parser = _command(commands, "recommend", _recommend, "Recommend items to users, with external ids and titles.")
     parser.add_argument("--model", required=True, metavar="DIR_OR_ID", help="checkpoint")
-    parser.add_argument("--data", metavar="DIR", help="prepared data, for the histories of --users")
+    parser.add_argument("--data", metavar="DIR_OR_ID", help="prepared data, for the histories of --users")
     parser.add_argument(
         "--users", metavar="FILE|A,B", help="user ids, one a line in a file or separated by commas; all by default"
     )

@@ -11,3 +11,7 @@ class DataError(CLLM4RecError):
 
 class UnknownIdError(CLLM4RecError):
     """An external id that the catalog lacks."""
+
+
+class HubError(CLLM4RecError, OSError):
+    """A Hub repository that cannot be read or written; an OSError too, as transformers' own errors of loading are."""

@@ -107,13 +107,31 @@ class Catalog:
             rows = pa.LargeListArray.from_arrays(self.histories.indptr, pa.array(self.histories.items, pa.int32()))
             _write(pa.table({"items": rows}), directory / HISTORIES_FILE)
 
+    def push_to_hub(self, repo_id: str, commit_message: str = "Upload catalog", **kwargs: Any) -> Any:
+        """Upload both files in one commit, usually beside a model and its tokenizer.
+
+        Args:
+            repo_id: model repository; made if it does not exist.
+            commit_message: the commit's message.
+            kwargs: `private`, `token` and `revision`, as in transformers.
+
+        Returns:
+            The commit.
+
+        Raises:
+            HubError: if the upload fails; nothing of it is to be seen then.
+        """
+        from ..hub import push
+
+        return push(self.save_pretrained, repo_id, commit_message, **kwargs)
+
     @classmethod
     def from_pretrained(cls, name_or_path: str | os.PathLike, **hub_kwargs: Any) -> "Catalog":
         """Read the catalog of a checkpoint.
 
         Args:
             name_or_path: directory or Hub id.
-            hub_kwargs: `revision`, `token`, `cache_dir`, … as in transformers.
+            hub_kwargs: `revision`, `subfolder`, `token`, `cache_dir`, `local_files_only`, … as in transformers.
 
         Raises:
             OSError: if the checkpoint has no catalog.

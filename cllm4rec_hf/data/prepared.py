@@ -64,7 +64,7 @@ class Histories:
 
 
 class PreparedData:
-    """The tables of a prepared directory.
+    """The tables of prepared data.
 
     Args:
         meta: counts, rules, seed and hash of the source; `fingerprint` is a short hash of it all.
@@ -79,23 +79,26 @@ class PreparedData:
         self.fingerprint = _fingerprint(meta)
 
     @classmethod
-    def load(cls, directory: str | os.PathLike) -> "PreparedData":
-        """Read a prepared directory.
+    def load(cls, name_or_directory: str | os.PathLike, **hub_kwargs: Any) -> "PreparedData":
+        """Read prepared data.
 
         Args:
-            directory: what `cllm4rec prepare --output` named.
+            name_or_directory: what `cllm4rec prepare --output` named, or a dataset repository `org/name` of the Hub.
+            hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` of the repository.
 
         Raises:
             DataError: if a file is missing or is not what it should be.
+            HubError: if there is neither such a directory nor such a repository.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
         from datasets import Dataset
 
-        directory = Path(directory)
+        directory = _locate(name_or_directory, hub_kwargs)
         if not (directory / META_FILE).is_file():
             raise DataError(
-                f"{directory} holds no {META_FILE}; expected a directory that `cllm4rec prepare --output` wrote"
+                f"{name_or_directory} holds no {META_FILE}; expected a directory that `cllm4rec prepare --output` "
+                "wrote"
             )
         try:
             meta = json.loads((directory / META_FILE).read_text(encoding="utf-8"))
@@ -104,7 +107,7 @@ class PreparedData:
         version = meta.get("format_version") if isinstance(meta, dict) else None
         if version != FORMAT_VERSION:
             raise DataError(
-                f"{directory} has format version {version!r}; this version reads {FORMAT_VERSION}. "
+                f"{name_or_directory} has format version {version!r}; this version reads {FORMAT_VERSION}. "
                 "Prepare the data again"
             )
         fingerprint = _fingerprint(meta)
@@ -112,7 +115,7 @@ class PreparedData:
         for name, columns in TABLES.items():
             file = directory / f"{name}.parquet"
             if not file.is_file():
-                raise DataError(f"{directory} lacks {file.name}; prepare the data again")
+                raise DataError(f"{name_or_directory} lacks {file.name}; prepare the data again")
             try:
                 table = pq.read_table(file)
             except (OSError, pa.ArrowException) as error:
@@ -124,6 +127,29 @@ class PreparedData:
             # a fingerprint of our own spares hashing the table, and tells one prepared directory from another
             tables[name] = Dataset(table, fingerprint=f"{name}-{fingerprint}")
         return cls(meta, tables)
+
+    def push_to_hub(self, repo_id: str, commit_message: str = "Upload prepared data", **kwargs: Any) -> Any:
+        """Upload the tables, meta.json and the card as a dataset repository, in one commit.
+
+        Args:
+            repo_id: dataset repository; made if it does not exist.
+            commit_message: the commit's message.
+            kwargs: `private`, `token` and `revision`, as in transformers. Interactions and reviews are people's
+                data: make the repository private unless you may publish them.
+
+        Returns:
+            The commit.
+
+        Raises:
+            HubError: if the upload fails; nothing of it is to be seen then.
+        """
+        from ..hub import push
+        from .writer import write_files
+
+        def write(directory: Path) -> None:
+            write_files(directory, lambda name: getattr(self, name), self.meta)
+
+        return push(write, repo_id, commit_message, repo_type="dataset", **kwargs)
 
     def histories(self, *splits: str) -> Histories:
         """Every user's items of some splits, oldest first.
@@ -143,6 +169,23 @@ class PreparedData:
         counts = np.bincount(users[chosen], minlength=self.num_users)
         indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         return Histories(indptr, items[chosen].astype(np.int32), self.num_items)
+
+
+def _locate(name_or_directory: str | os.PathLike, hub_kwargs: dict[str, Any]) -> Path:
+    """The directory of prepared data; downloaded if it is no directory but may be a repository."""
+    from ..hub import is_repo_id, reading
+
+    directory, name = Path(name_or_directory), os.fspath(name_or_directory)
+    if directory.exists() or not is_repo_id(name):
+        return directory
+    from huggingface_hub import snapshot_download
+
+    files = [META_FILE, *(f"{table}.parquet" for table in TABLES)]
+    with reading(name, "a directory that `cllm4rec prepare --output` wrote", "dataset"):
+        found = snapshot_download(
+            name, repo_type="dataset", allow_patterns=files, library_name="cllm4rec_hf", **hub_kwargs
+        )
+    return Path(found)
 
 
 def _fingerprint(meta: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from .prepared import META_FILE, TABLES
 
 if TYPE_CHECKING:
     import polars as pl
+    from datasets import Dataset
 
 # rows of a Parquet row group; the writer holds one at a time
 _ROWS = 50_000
@@ -40,7 +42,6 @@ def write_prepared(output: Path, tables: dict[str, "pl.DataFrame"], meta: dict[s
         DataError: if `output` is a file, or a directory that is not prepared data.
     """
     from datasets import Dataset
-    from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
     known = {META_FILE, "README.md", *(f"{name}.parquet" for name in TABLES)}
     if output.exists():
@@ -56,18 +57,9 @@ def write_prepared(output: Path, tables: dict[str, "pl.DataFrame"], meta: dict[s
     output.parent.mkdir(parents=True, exist_ok=True)
     beside = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.part")
     beside.mkdir()
-    had_bar = is_progress_bar_enabled()
-    disable_progress_bar()
     try:
-        for name in TABLES:
-            # without a fingerprint, datasets would serialise the whole table in memory to hash it
-            Dataset(_arrow(tables.pop(name)), fingerprint=name).to_parquet(
-                beside / f"{name}.parquet", batch_size=_ROWS
-            )
-        (beside / META_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-        configs = "\n".join(f"- config_name: {name}\n  data_files: {name}.parquet" for name in TABLES)
-        card = _CARD.format(configs=configs, **meta, **meta["splits"])
-        (beside / "README.md").write_text(card, encoding="utf-8")
+        # without a fingerprint, datasets would serialise the whole table in memory to hash it
+        write_files(beside, lambda name: Dataset(_arrow(tables.pop(name)), fingerprint=name), meta)
         if output.exists():
             old = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.old")
             output.rename(old)
@@ -81,8 +73,30 @@ def write_prepared(output: Path, tables: dict[str, "pl.DataFrame"], meta: dict[s
             beside.rename(output)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def write_files(directory: Path, table: Callable[[str], "Dataset"], meta: dict[str, Any]) -> None:
+    """Write the files of prepared data into a directory.
+
+    Args:
+        directory: an empty one.
+        table: gives each table by its name, asked for one after the other.
+        meta: what meta.json holds.
+    """
+    from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+
+    had_bar = is_progress_bar_enabled()
+    disable_progress_bar()
+    try:
+        for name in TABLES:
+            table(name).to_parquet(directory / f"{name}.parquet", batch_size=_ROWS)
+    finally:
         if had_bar:
             enable_progress_bar()
+    (directory / META_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+    configs = "\n".join(f"- config_name: {name}\n  data_files: {name}.parquet" for name in TABLES)
+    card = _CARD.format(configs=configs, **meta, **meta["splits"])
+    (directory / "README.md").write_text(card, encoding="utf-8")
 
 
 def _arrow(frame: "pl.DataFrame") -> Any:

@@ -1,5 +1,6 @@
 """Recommendations with external ids in and titles out."""
 
+import contextlib
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -9,9 +10,12 @@ from typing import Any
 
 from ..data.catalog import Catalog
 from ..data.prompts import PromptBuilder
-from ..errors import CLLM4RecError
+from ..errors import CLLM4RecError, HubError
+from ..hub import push, reading, write_checkpoint
 from .ranker import ModelRanker
 from .requests import Request, allowed_items, answers, history_of
+
+_HUB_KEYWORDS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download", "proxies")
 
 
 class Recommender:
@@ -38,27 +42,54 @@ class Recommender:
         """Load a checkpoint with its tokenizer and catalog.
 
         Args:
-            name_or_path: directory or Hub id.
+            name_or_path: directory or Hub id. All of it is read at one commit of the repository.
             batch_size: requests that are scored at once.
-            kwargs: arguments of the model's `from_pretrained`, e.g. `dtype`.
+            kwargs: arguments of the model's `from_pretrained`, e.g. `dtype`, `revision`, `subfolder`, `token`.
 
         Raises:
-            CLLM4RecError: if the name is that of a directory which is not there or holds no checkpoint.
+            CLLM4RecError: if the name is that of a directory which is not there or holds no checkpoint, or if model,
+                tokenizer and catalog are of different checkpoints.
+            HubError: a CLLM4RecError and an OSError, if the Hub has no such repository for this reader, or it holds no
+                complete checkpoint.
         """
-        path = Path(name_or_path)
-        is_hub_id = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", os.fspath(name_or_path)) is not None
-        if not (path / "config.json").is_file() and (path.exists() or not is_hub_id):
+        path, name = Path(name_or_path), os.fspath(name_or_path)
+        is_hub_id = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name) is not None
+        if not (path / kwargs.get("subfolder", "") / "config.json").is_file() and (path.exists() or not is_hub_id):
             raise CLLM4RecError(
                 f"No checkpoint in {name_or_path}; expected a directory that `cllm4rec train --output` named, "
                 "or a Hub id"
             )
-        from ..modeling.modeling_cllm4rec import CLLM4RecForRecommendation
-        from ..tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
+        hub = {key: kwargs.pop(key) for key in _HUB_KEYWORDS if key in kwargs}
+        with contextlib.nullcontext() if path.exists() else _reading_checkpoint(name, hub):
+            model, tokenizer, catalog = _load(name, hub, kwargs)
+        return cls(model, tokenizer, catalog, batch_size)
 
-        model = CLLM4RecForRecommendation.from_pretrained(name_or_path, **kwargs)
-        hub = {k: v for k, v in kwargs.items() if k in ("revision", "token", "cache_dir", "local_files_only")}
-        tokenizer = CLLM4RecTokenizer.from_pretrained(name_or_path, **hub)
-        return cls(model, tokenizer, Catalog.from_pretrained(name_or_path, **hub), batch_size)
+    def save_pretrained(self, directory: str | os.PathLike) -> None:
+        """Write model, tokenizer and catalog into a directory; see the model's `save_pretrained`."""
+        for part in (self.model, self.tokenizer, self.catalog):
+            part.save_pretrained(directory)
+
+    def push_to_hub(self, repo_id: str, commit_message: str = "Upload checkpoint", **kwargs: Any) -> Any:
+        """Upload model, tokenizer and catalog in one commit, so that no reader ever finds a part of them.
+
+        The backbone goes along only if it lies on this machine alone.
+
+        Args:
+            repo_id: repository; made if it does not exist.
+            commit_message: the commit's message.
+            kwargs: `private`, `token` and `revision`, as in transformers.
+
+        Returns:
+            The commit.
+
+        Raises:
+            HubError: a CLLM4RecError and an OSError, if the upload fails; nothing of it is to be seen then.
+        """
+
+        def write(directory: Path) -> None:
+            write_checkpoint(directory, self.model, self.tokenizer, self.catalog)
+
+        return push(write, repo_id, commit_message, **kwargs)
 
     def recommend(
         self,
@@ -124,3 +155,34 @@ def check_parts(config: Any, tokenizer: Any, catalog: Catalog) -> None:
                 f"Model, tokenizer and catalog are not of one checkpoint: {model_has} {name} in the model, "
                 f"{tokenizer_has} in the tokenizer, {catalog_has} in the catalog; load all three from the same place"
             )
+
+
+def _load(name: str, hub: dict[str, Any], kwargs: dict[str, Any]) -> tuple[Any, Any, Catalog]:
+    from transformers.utils import resolve_revision
+
+    from ..modeling.modeling_cllm4rec import CLLM4RecForRecommendation
+    from ..tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
+
+    # somebody may push between two of the three
+    options = {key: hub[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in hub}
+    revision = resolve_revision(name, **options)
+    if revision is not None:
+        hub = {**hub, "revision": revision}
+    model = CLLM4RecForRecommendation.from_pretrained(name, **hub, **kwargs)
+    tokenizer = CLLM4RecTokenizer.from_pretrained(name, **hub)
+    return model, tokenizer, Catalog.from_pretrained(name, **hub)
+
+
+@contextlib.contextmanager
+def _reading_checkpoint(name: str, hub: dict[str, Any]) -> Iterator[None]:
+    try:
+        with reading(name, "a directory that `cllm4rec train --output` named"):
+            yield
+    except HubError:
+        raise
+    except OSError as error:
+        where = "".join(f", {key} {hub[key]!r}" for key in ("revision", "subfolder") if hub.get(key))
+        raise HubError(
+            f"{name} on the Hub{where} holds no complete checkpoint ({str(error).splitlines()[0]}); expected a model, "
+            "its tokenizer and its catalog, as Recommender.push_to_hub uploads them"
+        ) from error

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, GgufConfig, PreTrainedModel
+from transformers.utils import resolve_revision
 
 PACKAGE_SCHEME = "package://"
 
@@ -56,6 +57,31 @@ def locate_backbone(name_or_path: str) -> tuple[str, str | None]:
             f"No GGUF file at {name_or_path!r}; expected a path, or 'org/repo/file.gguf' on the Hub"
         )
     return directory or ".", file
+
+
+def is_local_backbone(name_or_path: str) -> bool:
+    """Whether a backbone's name means something on this machine only."""
+    if name_or_path.startswith(PACKAGE_SCHEME):
+        return False
+    return os.path.isabs(name_or_path) or name_or_path.startswith((".", "~")) or os.path.exists(name_or_path)
+
+
+def pin_revision(name_or_path: str, revision: str | None, options: dict[str, Any]) -> str | None:
+    """The revision to load a backbone at, and to record.
+
+    Args:
+        name_or_path: see `locate_backbone`.
+        revision: what the user asked for; is returned as it is.
+        options: `token`, `cache_dir` and `local_files_only` of the download.
+
+    Returns:
+        The present commit of a Hub repository's main branch if nothing was asked for; None if it has no such thing.
+    """
+    if revision is not None or name_or_path.startswith(PACKAGE_SCHEME) or is_local_backbone(name_or_path):
+        return revision
+    hub = {key: options[key] for key in ("token", "cache_dir", "local_files_only") if key in options}
+    path, _ = locate_backbone(name_or_path)
+    return getattr(resolve_revision(path, **hub), "resolved", None)
 
 
 def load_backbone(

@@ -1,7 +1,10 @@
 """What all CLLM4Rec models share: the frozen backbone, the tables, loading and saving, tokens to hidden states."""
 
+import contextlib
 import inspect
+import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,9 +12,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel
 
 from .adapters_cllm4rec import WithAdapters
-from .backbone_cllm4rec import cut_layers, load_backbone
+from .backbone_cllm4rec import cut_layers, is_local_backbone, load_backbone, pin_revision
 from .configuration_cllm4rec import CLLM4RecConfig
 from .head_cllm4rec import ItemHead
+
+logger = logging.getLogger(__name__)
 
 _HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 _BACKBONE_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "token", "attn_implementation")
@@ -119,7 +124,8 @@ class CLLM4RecPreTrainedModel(WithAdapters, PreTrainedModel):
             num_users: number of user tokens I.
             num_items: number of item tokens J.
             num_layers: keep only the backbone's first so many layers.
-            revision: revision of the Hub repository.
+            revision: revision of the Hub repository; by default the present commit of its main branch, which is what
+                the configuration records.
             dtype: dtype of the backbone; the tables are float32 always.
             seed: seed of the fresh embeddings.
             backbone_kwargs: further arguments of the backbone's `from_pretrained`, e.g. `attn_implementation`.
@@ -136,6 +142,7 @@ class CLLM4RecPreTrainedModel(WithAdapters, PreTrainedModel):
             name, loaded = None, backbone
         else:
             name = os.fspath(backbone)
+            revision = pin_revision(name, revision, backbone_kwargs or {})
             loaded = load_backbone(name, revision, num_layers, dtype=dtype, **(backbone_kwargs or {}))
         config = CLLM4RecConfig(
             text_config=loaded.config,
@@ -178,14 +185,14 @@ class CLLM4RecPreTrainedModel(WithAdapters, PreTrainedModel):
             ValueError: if the checkpoint is another model's, or weights or backbone have not the sizes that the
                 configuration says.
         """
-        source = {name: kwargs[name] for name in _HUB_KEYWORDS if kwargs.get(name) is not None}
+        source = {name: kwargs.pop(name) for name in _HUB_KEYWORDS if name in kwargs}
         # the configuration has a field of this name and would keep the argument to itself
         dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None)
         config = kwargs.pop("config", None)
         if not isinstance(config, PreTrainedConfig):
             home: Any = config if config is not None else pretrained_model_name_or_path
             config, kwargs = cls.config_class.from_pretrained(home, return_unused_kwargs=True, **source, **kwargs)
-            kwargs.update(source)
+        kwargs.update(source)
         tolerates, wants_info = kwargs.pop("ignore_mismatched_sizes", False), kwargs.pop("output_loading_info", False)
         # sizes that differ are reported below, in the terms of the configuration
         kwargs.update(config=config, dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True)
@@ -250,6 +257,36 @@ class CLLM4RecPreTrainedModel(WithAdapters, PreTrainedModel):
             return super().save_pretrained(save_directory, **kwargs)
         finally:
             self._keys_to_ignore_on_save = ignored
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Upload tables, head and configuration in one commit; the backbone only if nobody else could load it.
+
+        Args:
+            repo_id: repository; made if it does not exist.
+            kwargs: as in transformers (`private`, `token`, `revision`, `commit_message`, …).
+
+        Returns:
+            What transformers returns, the commit.
+        """
+        with self.publishable():
+            return super().push_to_hub(repo_id, **kwargs)  # type: ignore[arg-type]
+
+    @contextlib.contextmanager
+    def publishable(self) -> Iterator[None]:
+        """While it lasts, what is saved loads on any machine: a backbone that only this one has is saved along."""
+        config = self.config
+        before = (config.backbone_name_or_path, config.backbone_revision, config.includes_backbone)
+        if before[0] is not None and is_local_backbone(before[0]):
+            logger.warning(
+                "The backbone lies in %s of this machine, so its weights go along with the tables. To publish the "
+                "tables alone, train on a backbone that is named by a Hub id or by package://PACKAGE/FILE",
+                before[0],
+            )
+            config.backbone_name_or_path = config.backbone_revision = None
+        try:
+            yield
+        finally:
+            config.backbone_name_or_path, config.backbone_revision, config.includes_backbone = before
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
+
+from ..errors import CLLM4RecError
 
 
 @dataclass
@@ -14,6 +17,9 @@ class CLLM4RecTrainingArguments(TrainingArguments):
         content_learning_rate: learning rate of the content tables; None takes `learning_rate`.
         user_learning_rate: learning rate of the collaborative user table; None takes `learning_rate`.
         head_learning_rate: learning rate of the item head's own parameters; None takes `learning_rate`.
+
+    Raises:
+        CLLM4RecError: if `hub_strategy` would upload pickles.
     """
 
     content_learning_rate: float | None = field(
@@ -36,6 +42,15 @@ class CLLM4RecTrainingArguments(TrainingArguments):
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Corpora have no unused columns."})
     dataloader_pin_memory: bool = field(default=False, metadata={"help": "Pin memory in data loaders."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        allowed = (HubStrategy.END, HubStrategy.EVERY_SAVE)
+        if self.push_to_hub and self.hub_strategy not in allowed:
+            raise CLLM4RecError(
+                f"hub_strategy {HubStrategy(self.hub_strategy).value!r} would upload the optimizer's state, a pickle; "
+                f"expected {' or '.join(strategy.value for strategy in allowed)}"
+            )
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, ProgressCallback, Trainer
+from transformers import PrinterCallback, ProgressCallback
 
 from ..data.collators import TaskCollator
 from ..data.corpora import ContentCorpus, DocumentSet, InteractionCorpus
@@ -16,6 +16,7 @@ from ..data.sampling import AlternatingBatchSampler
 from ..errors import CLLM4RecError
 from ..modeling.adapters_cllm4rec import TRAINED_BESIDE_ADAPTERS
 from .arguments import CLLM4RecTrainingArguments
+from .pushing import PushingTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ class BarOnly(ProgressCallback):
         """Write nothing."""
 
 
-class CLLM4RecTrainer(Trainer):
+class CLLM4RecTrainer(PushingTrainer):
     """Trains the tables of a CLLM4Rec model on one corpus, or on two whose steps alternate.
 
     The loss of an optimizer step is the mean over all its documents, whatever the micro-batches and the padding.

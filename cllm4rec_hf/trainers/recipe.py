@@ -159,7 +159,8 @@ class Recipe:
             num_users=self.data.num_users,
             num_items=self.data.num_items,
             base_vocab_size=self.model.config.base_vocab_size,
-            **({"revision": settings.backbone_revision} if settings.backbone_revision else {}),
+            # the model has recorded the commit it was loaded at
+            **({"revision": self.model.config.backbone_revision} if self.model.config.backbone_revision else {}),
         )
         self.prompts = PromptBuilder(self.tokenizer, self.model.config.is_encoder_decoder)
         if start is not None:

@@ -21,7 +21,9 @@ def _setting(default: Any, text: str) -> Any:
 class RecipeSettings:
     """What `cllm4rec train` and examples/train.py take. A field left at None takes the preset's value."""
 
-    data: str = _setting("prepared", "Directory that `cllm4rec prepare` wrote.")
+    data: str = _setting(
+        "prepared", "Directory that `cllm4rec prepare` wrote, or org/name of such a data set on the Hub."
+    )
     output: str = _setting("out", "Directory of the checkpoint.")
     backbone: str | None = _setting(None, "Hub id, directory, GGUF file or package://PACKAGE/FILE of the backbone.")
     backbone_revision: str | None = _setting(None, "Revision of the backbone's Hub repository.")
