@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import shutil
 from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
@@ -17,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 CARD_FILE = "README.md"
 CURVES_FILE = "training_curves.png"
+SETTINGS_FILE = "training.yaml"
+LOG_FILE = "training_log.json"
 
 _MARK = "<!-- Written by cllm4rec. Remove this line to keep a text of your own. -->"
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w.-]+")
@@ -82,7 +85,7 @@ def write_card(directory: Path, repo_id: str | None = None, dataset: str | None 
     without this module's mark is somebody's own text and is left alone.
 
     Args:
-        directory: a checkpoint with config.json and training.yaml.
+        directory: a checkpoint with config.json, and training.yaml where the recipe made it.
         repo_id: the Hub repository that it is written for; by default the card speaks of the directory's name.
         dataset: Hub id of the data set, where it has one.
     """
@@ -93,7 +96,8 @@ def write_card(directory: Path, repo_id: str | None = None, dataset: str | None 
         logger.info("%s was written by hand and is left as it is", card)
         return
     config = _read_json(directory / "config.json")
-    settings = yaml.safe_load((directory / "training.yaml").read_text(encoding="utf-8"))
+    file = directory / SETTINGS_FILE
+    settings = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {"preset": config["preset"]}
     report = _read_json(directory / "evaluation.json")
     model_id = repo_id or directory.resolve().name
     backbone = _public_name(config.get("backbone_name_or_path"))
@@ -109,7 +113,7 @@ def write_card(directory: Path, repo_id: str | None = None, dataset: str | None 
         num_layers=settings.get("num_layers"),
         backbone=f"`{backbone}`" if backbone else f"a {config['text_config']['model_type']} language model",
         includes_backbone=config["includes_backbone"],
-        example=json.dumps(_example(directory)),
+        example=json.dumps(example) if (example := _example(directory)) else None,
         histories=(directory / "catalog_histories.parquet").is_file(),
         data=about.get("data"),
         settings=settings,
@@ -124,6 +128,27 @@ def write_card(directory: Path, repo_id: str | None = None, dataset: str | None 
     beside = directory / f"{CARD_FILE}.part"
     content.save(beside)
     beside.replace(card)
+
+
+def publish_documents(home: str | None, directory: Path, repo_id: str, dataset: str | None = None) -> None:
+    """Put what a checkpoint's directory says of it beside what is uploaded, without a path of this machine.
+
+    Args:
+        home: the checkpoint's own directory; anything else says nothing.
+        directory: what is uploaded.
+        repo_id: the Hub repository it goes to, which the card speaks of.
+        dataset: Hub id of the data set, where it has one.
+    """
+    if home and os.path.isdir(home):
+        for pattern in (CARD_FILE, LOG_FILE, SETTINGS_FILE, "evaluation*.json"):
+            for path in Path(home).glob(pattern):
+                shutil.copy(path, directory / path.name)
+    if (directory / SETTINGS_FILE).is_file():
+        settings = yaml.safe_load((directory / SETTINGS_FILE).read_text(encoding="utf-8"))
+        if _public_name(settings["backbone"]) is None:
+            settings["backbone"] = Path(settings["backbone"]).name
+        (directory / SETTINGS_FILE).write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    write_card(directory, repo_id, dataset)
 
 
 def _read_json(path: Path) -> Any:
@@ -192,6 +217,8 @@ def _example(directory: Path) -> list[str]:
     """The first items of the catalog: they say nothing of anybody."""
     import pyarrow.parquet as pq
 
+    if not (directory / "catalog_items.parquet").is_file():
+        return []
     with pq.ParquetFile(directory / "catalog_items.parquet") as file:
         ids = next(file.iter_batches(batch_size=3, columns=["item_id"]), None)
         return [] if ids is None else ids["item_id"].to_pylist()
@@ -199,7 +226,7 @@ def _example(directory: Path) -> list[str]:
 
 def _draw_curves(directory: Path) -> str | None:
     """Draw each stage's losses and the validation metrics; the picture's name, or None where there is none."""
-    log = _read_json(directory / "training_log.json")
+    log = _read_json(directory / LOG_FILE)
     if not log:
         return None
     try:

@@ -1,4 +1,4 @@
-"""The command line: `cllm4rec prepare | train | evaluate | recommend`."""
+"""The command line: `cllm4rec prepare | train | evaluate | recommend | push`."""
 
 import argparse
 import json
@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="cllm4rec", description="Recommend with a language model (CLLM4Rec).")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_prepare, _add_train, _add_evaluate, _add_recommend):
+    for add in (_add_prepare, _add_train, _add_evaluate, _add_recommend, _add_push):
         add(commands)
     return parser
 
@@ -258,6 +258,38 @@ def _recommend(options: argparse.Namespace) -> int:
         print(f"Recommendations for {count:,} users written to {options.output}")
     else:
         recommend_to_terminal(recommender, requests, options.top_k, options.unknown)
+    return 0
+
+
+# ---- push
+
+
+def _add_push(commands: Any) -> None:
+    text = "Publish a checkpoint with its tokenizer, catalog and model card, and its data, on the Hub."
+    parser = _command(commands, "push", _push, text)
+    parser.add_argument("--model", required=True, metavar="DIR", help="checkpoint")
+    parser.add_argument("--repo-id", required=True, metavar="ORG/NAME", help="model repository")
+    parser.add_argument("--data", metavar="DIR", help="prepared data to publish, too")
+    parser.add_argument("--data-repo-id", metavar="ORG/NAME", help="data set repository of that data")
+    parser.add_argument("--private", action="store_true", default=None, help="make new repositories private")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch of the model repository")
+
+
+def _push(options: argparse.Namespace) -> int:
+    _hide_loading_bars()
+    if options.data and not options.data_repo_id:
+        raise CLLM4RecError("--data needs --data-repo-id, the repository that the data goes to")
+    from .data.prepared import PreparedData
+    from .inference.recommender import Recommender
+
+    recommender = Recommender.from_pretrained(options.model)
+    data = PreparedData.load(options.data) if options.data else None
+    if data is not None:
+        data.push_to_hub(options.data_repo_id, private=options.private)
+        print(f"Data set: {options.data_repo_id}")
+    settings = {"private": options.private, "revision": options.revision}
+    recommender.push_to_hub(options.repo_id, dataset=options.data_repo_id, **settings)
+    print(f"Model: {options.repo_id}")
     return 0
 
 

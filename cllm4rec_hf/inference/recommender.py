@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ..card import publish_documents
 from ..data.catalog import Catalog
 from ..data.prompts import PromptBuilder
 from ..errors import CLLM4RecError, HubError
@@ -69,13 +70,17 @@ class Recommender:
         for part in (self.model, self.tokenizer, self.catalog):
             part.save_pretrained(directory)
 
-    def push_to_hub(self, repo_id: str, commit_message: str = "Upload checkpoint", **kwargs: Any) -> Any:
-        """Upload model, tokenizer and catalog in one commit, so that no reader ever finds a part of them.
+    def push_to_hub(
+        self, repo_id: str, commit_message: str = "Upload checkpoint", dataset: str | None = None, **kwargs: Any
+    ) -> Any:
+        """Upload model, tokenizer, catalog and model card in one commit, so that no reader ever finds a part of them.
 
-        The backbone goes along only if it lies on this machine alone.
+        The backbone goes along only if it lies on this machine alone. A recommender that was loaded from a directory
+        takes along what lies there: training.yaml, its log, evaluation.json, a card written by hand.
 
         Args:
             repo_id: repository; made if it does not exist.
+            dataset: Hub id of the data set it was trained on, for the card.
             commit_message: the commit's message.
             kwargs: `private`, `token` and `revision`, as in transformers.
 
@@ -88,6 +93,7 @@ class Recommender:
 
         def write(directory: Path) -> None:
             write_checkpoint(directory, self.model, self.tokenizer, self.catalog)
+            publish_documents(self.model.name_or_path, directory, repo_id, dataset)
 
         return push(write, repo_id, commit_message, **kwargs)
 

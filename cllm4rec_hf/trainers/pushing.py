@@ -1,5 +1,6 @@
 """What a trainer uploads to the Hub: what `from_pretrained` loads, and nothing else of the output directory."""
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -9,11 +10,10 @@ from transformers import Trainer
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import PushInProgress
 
+from ..card import CARD_FILE, LOG_FILE, write_card
 from ..hub import push, write_checkpoint, writing
 
 logger = logging.getLogger(__name__)
-
-_CARD_FILE = "README.md"
 
 
 class PushingTrainer(Trainer):
@@ -38,10 +38,9 @@ class PushingTrainer(Trainer):
             super().init_hf_repo(token=token, private=private)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write nothing: this package's card is written beside the checkpoint by `cllm4rec_hf.card`.
+        """Write nothing here: `Trainer`'s draft would name local data and paths. Each upload has this package's card.
 
-        The card that `Trainer` drafts would name local data and paths. What lies in the output directory as README.md
-        is uploaded with the checkpoint.
+        What lies in the output directory as README.md is uploaded in its place.
         """
 
     def push_to_hub(
@@ -104,9 +103,12 @@ class PushingTrainer(Trainer):
     def _push(self, message: str, blocking: bool, token: str | None = None, revision: str | None = None) -> Any:
         def write(directory: Path) -> None:
             write_checkpoint(directory, self.accelerator.unwrap_model(self.model), self.processing_class, self.catalog)
-            card = Path(self.args.output_dir or ".") / _CARD_FILE
+            log = {type(self).__name__: self.state.log_history}
+            (directory / LOG_FILE).write_text(json.dumps(log, indent=1), encoding="utf-8")
+            card = Path(self.args.output_dir or ".") / CARD_FILE
             if card.is_file():
-                shutil.copy(card, directory / _CARD_FILE)
+                shutil.copy(card, directory / CARD_FILE)
+            write_card(directory, self.hub_model_id)
 
         return push(
             write,

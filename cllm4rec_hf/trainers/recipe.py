@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ..card import about_run, write_card
+from ..card import LOG_FILE, SETTINGS_FILE, about_run, write_card
 from ..data.catalog import Catalog
 from ..data.collators import CollaborativeCollator, ContentCollator, RecommendationCollator
 from ..data.corpora import ContentCorpus, InteractionCorpus
@@ -33,8 +33,6 @@ from .warm_start import WarmStart, apply_warm_start, fit_warm_start
 
 logger = logging.getLogger(__name__)
 
-SETTINGS_FILE = "training.yaml"
-LOG_FILE = "training_log.json"
 STAGES_DIRECTORY = "stages"
 
 _WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
