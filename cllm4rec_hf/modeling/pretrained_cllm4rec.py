@@ -174,7 +174,7 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
         config = kwargs.pop("config", None)
         if not isinstance(config, CLLM4RecConfig):
             source: Any = config if config is not None else pretrained_model_name_or_path
-            hub = {k: kwargs[k] for k in _HUB_KEYWORDS if k in kwargs}
+            hub = {k: kwargs.pop(k) for k in _HUB_KEYWORDS if k in kwargs}
             config, kwargs = cls.config_class.from_pretrained(source, return_unused_kwargs=True, **hub, **kwargs)
             kwargs.update(hub)
         if backbone is None and config.includes_backbone:
