@@ -134,24 +134,25 @@ def writing(repo_id: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def reading(name: str, expected: str, kind: str = "model") -> Iterator[None]:
+def reading(name: str, expected: str, kind: str = "model", revision: str | None = None) -> Iterator[None]:
     """Turn the Hub's errors of a download into a HubError; others pass.
 
     Args:
         name: what the user named.
         expected: what the name may stand for beside a repository.
         kind: `model` or `dataset`.
+        revision: the revision that was asked for.
     """
     try:
         yield
     except Exception as error:
-        message = _explain(error, name, expected, kind)
+        message = _explain(error, name, expected, kind, revision)
         if message is None:
             raise
         raise HubError(message) from None
 
 
-def _explain(error: BaseException, name: str, expected: str, kind: str) -> str | None:
+def _explain(error: BaseException, name: str, expected: str, kind: str, revision: str | None) -> str | None:
     from huggingface_hub import errors
 
     for cause in _chain(error):
@@ -165,9 +166,8 @@ def _explain(error: BaseException, name: str, expected: str, kind: str) -> str |
                 f"the spelling or, if it is private, {_LOG_IN}"
             )
         if isinstance(cause, errors.RevisionNotFoundError):
-            return (
-                f"{repo}{needed} has no such revision on the Hub ({_first_line(error)}); name a branch, tag or commit"
-            )
+            asked = _first_line(error) if revision is None or needed else f"{revision!r} was asked for"
+            return f"{repo}{needed} has no such revision on the Hub ({asked}); name a branch, tag or commit"
         if isinstance(cause, errors.HfHubHTTPError) and not isinstance(cause, errors.EntryNotFoundError):
             remedy = f"check the token: {_LOG_IN}" if _status(cause) in (401, 403) else "try again later"
             return f"The Hub does not give {repo}{needed} out ({_first_line(cause)}); {remedy}"

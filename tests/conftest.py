@@ -101,9 +101,8 @@ def saved_backbone(tmp_path, base_tokenizer):
     return directory
 
 
-@pytest.fixture
-def interactions_file(tmp_path):
-    """A CSV of 24 users and 18 items with two tastes, and a review of each pair."""
+def write_interactions(path):
+    """Write a CSV of 24 users and 18 items with two tastes, and a review of each pair."""
     generator = np.random.Generator(np.random.PCG64(7))
     lines = ["user,item,rating,review"]
     for user in range(24):
@@ -112,8 +111,14 @@ def interactions_file(tmp_path):
             words = WORDS[user % 2].split()
             text = " ".join(words[int(k)] for k in generator.integers(0, len(words), 6))
             lines.append(f"u{user:02d},i{item:02d},5,{text} number{item}")
-    path = tmp_path / "interactions.csv"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.fixture
+def interactions_file(tmp_path):
+    """That CSV."""
+    path = tmp_path / "interactions.csv"
+    write_interactions(path)
     return path
 
 

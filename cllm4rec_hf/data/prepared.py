@@ -181,7 +181,7 @@ def _locate(name_or_directory: str | os.PathLike, hub_kwargs: dict[str, Any]) ->
     from huggingface_hub import snapshot_download
 
     files = [META_FILE, *(f"{table}.parquet" for table in TABLES)]
-    with reading(name, "a directory that `cllm4rec prepare --output` wrote", "dataset"):
+    with reading(name, "a directory that `cllm4rec prepare --output` wrote", "dataset", hub_kwargs.get("revision")):
         found = snapshot_download(
             name, repo_type="dataset", allow_patterns=files, library_name="cllm4rec_hf", **hub_kwargs
         )

@@ -175,14 +175,18 @@ def _load(name: str, hub: dict[str, Any], kwargs: dict[str, Any]) -> tuple[Any, 
     if revision is not None:
         hub = {**hub, "revision": revision}
     model = CLLM4RecForRecommendation.from_pretrained(name, **hub, **kwargs)
-    tokenizer = CLLM4RecTokenizer.from_pretrained(name, **hub)
+    try:
+        tokenizer = CLLM4RecTokenizer.from_pretrained(name, **hub)
+    except ValueError as error:
+        # what transformers raises where there is no tokenizer.json
+        raise OSError(f"The tokenizer of {name} cannot be read: {str(error).splitlines()[0]}") from error
     return model, tokenizer, Catalog.from_pretrained(name, **hub)
 
 
 @contextlib.contextmanager
 def _reading_checkpoint(name: str, hub: dict[str, Any]) -> Iterator[None]:
     try:
-        with reading(name, "a directory that `cllm4rec train --output` named"):
+        with reading(name, "a directory that `cllm4rec train --output` named", revision=hub.get("revision")):
             yield
     except HubError:
         raise

@@ -26,14 +26,15 @@ def hub():
 def client(hub, tmp_path_factory) -> Callable[..., Any]:
     """Runs a function of tests/hub/clients.py in a clean process and returns what it returns (by JSON).
 
-    `home` names the HF_HOME: two calls with the same name share a cache.
+    `home` names the HF_HOME: two calls with the same name share a cache. For an `offline` client there is no Hub: nobody
+    listens at its endpoint.
     """
     homes = tmp_path_factory.mktemp("homes")
 
     def call(function: str, *arguments: Any, home: str, token: str | None = TOKEN, offline: bool = False) -> Any:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
         environment |= {
-            "HF_ENDPOINT": hub.url,
+            "HF_ENDPOINT": "http://127.0.0.1:9" if offline else hub.url,
             "HF_HOME": str(homes / home),
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",

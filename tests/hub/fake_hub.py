@@ -93,8 +93,7 @@ class FakeHub:
 
 
 class _HubError(Exception):
-    def __init__(self, status: int, code: str, message: str):
-        self.status, self.code, self.message = status, code, message
+    """Raised with the status, the X-Error-Code and the message to answer with."""
 
 
 def _oid(data: bytes) -> str:
@@ -127,8 +126,8 @@ class _Handler(BaseHTTPRequestHandler):
             try:
                 self._route(address.path)
             except _HubError as error:
-                headers = {"X-Error-Code": error.code, "X-Error-Message": error.message}
-                self._reply({"error": error.message}, error.status, headers)
+                status, code, message = error.args
+                self._reply({"error": message}, status, {"X-Error-Code": code, "X-Error-Message": message})
 
     do_GET = do_HEAD = do_POST = do_DELETE = _answer
 
@@ -253,8 +252,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _revision(self, name: str, repository: Repository, revision: str, below: str) -> None:
         commit = self._at(repository, revision)
-        moment = "2026-01-01T00:00:00.000Z"
-        about = {"lastModified": moment, "createdAt": moment, "tags": [], "downloads": 0, "likes": 0}
+        about = {"lastModified": "2026-01-01T00:00:00.000Z", "tags": [], "downloads": 0, "likes": 0}
         names = {"_id": "0", "id": name, "modelId": name, "sha": commit.sha, "private": repository.private}
         self._reply({**about, **names, "siblings": [{"rfilename": file} for file in sorted(commit.files)]})
 
