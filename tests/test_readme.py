@@ -1,48 +1,40 @@
 """Every command and every block of Python in the README runs."""
 
 import re
-import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import polars as pl
 import pytest
-import yaml
+from huggingface_hub import ModelCard
 
-from cllm4rec_hf.cli import main
-from tests.test_cli import QUICK
+from tests.hub.conftest import client_environment
+from tests.hub.fake_hub import TOKEN, FakeHub
 
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture
-def blocks():
-    """Fenced blocks of the README as (language, text), in order."""
-    return re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
-
-
-def test_the_readme_from_top_to_bottom(blocks, tmp_path, interactions_file, saved_backbone, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("reviews.csv").write_text(interactions_file.read_text())
+def test_the_readme_from_top_to_bottom(tmp_path, interactions_file, saved_backbone):
+    (tmp_path / "reviews.csv").write_text(interactions_file.read_text())
     ids = [f"i{k:02d}" for k in range(18)]
     items = {"item": ids, "title": [f"Title {k}" for k in ids], "description": ["Words about it."] * len(ids)}
-    pl.DataFrame(items).write_csv("items.csv")
-    Path("ids.txt").write_text("u00\nu07\n")
-    Path("histories.jsonl").write_text('{"user": "x", "history": ["i01", "i02"]}\n')
-    names = {}
-    for language, text in blocks:
-        if language == "bash":
-            for command in text.replace("\\\n", " ").strip().splitlines():
-                program, *arguments = shlex.split(command)
-                assert program == "cllm4rec"
-                assert main(arguments) == 0, command
-        elif language == "yaml":
-            settings = yaml.safe_load(text) | QUICK | {"backbone": str(saved_backbone)}
-            Path("settings.yaml").write_text(yaml.safe_dump(settings))
-        else:
-            assert language == "python"
-            exec(compile(text, "README.md", "exec"), names)
-    assert names["scores"].shape == (1, 18)
-    assert Path("recs.parquet").is_file()
+    pl.DataFrame(items).write_csv(tmp_path / "items.csv")
+    (tmp_path / "histories.jsonl").write_text('{"user": "x", "history": ["i01", "i02"]}\n')
+    assert saved_backbone == tmp_path / "backbone"
+    with FakeHub() as hub:
+        environment = client_environment(hub.url, tmp_path / "home", TOKEN)
+        command = [sys.executable, "-m", "tests.readme_runner", str(tmp_path)]
+        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+        assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+        assert result.stdout.strip().endswith("every block ran")
+        files = hub.files("org/cllm4rec-instruments")
+    # what was published names the results and nothing of this machine
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.datasets == ["org/instruments"] and card.data.eval_results
+    assert {"training.yaml", "evaluation.json", "training_curves.png", "catalog_items.parquet"} <= set(files)
+    for name, content in files.items():
+        assert str(tmp_path).encode() not in content and b"prepared/" not in content, name
 
 
 @pytest.mark.parametrize("name", ["movielens-100k", "musical-instruments"])

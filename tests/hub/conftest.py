@@ -15,6 +15,21 @@ from .fake_hub import TOKEN, FakeHub
 ROOT = Path(__file__).parent.parent.parent
 
 
+def client_environment(endpoint: str, home: Path, token: str | None, offline: bool = False) -> dict[str, str]:
+    """The environment of a process that knows no other Hub."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    return environment | {
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_OFFLINE": "1" if offline else "0",
+        "NO_PROXY": "127.0.0.1",
+        **({"HF_TOKEN": token} if token else {}),
+    }
+
+
 @pytest.fixture(scope="module")
 def hub():
     """A running fake Hub; a test may stop it."""
@@ -32,17 +47,8 @@ def client(hub, tmp_path_factory) -> Callable[..., Any]:
     homes = tmp_path_factory.mktemp("homes")
 
     def call(function: str, *arguments: Any, home: str, token: str | None = TOKEN, offline: bool = False) -> Any:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-        environment |= {
-            "HF_ENDPOINT": "http://127.0.0.1:9" if offline else hub.url,
-            "HF_HOME": str(homes / home),
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "HF_HUB_OFFLINE": "1" if offline else "0",
-            "NO_PROXY": "127.0.0.1",
-            **({"HF_TOKEN": token} if token else {}),
-        }
+        endpoint = "http://127.0.0.1:9" if offline else hub.url
+        environment = client_environment(endpoint, homes / home, token, offline)
         command = [sys.executable, "-m", "tests.hub.clients", function, *map(str, arguments)]
         result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
         assert result.returncode == 0, f"{function}{arguments}:\n{result.stdout}\n{result.stderr}"
