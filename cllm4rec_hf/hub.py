@@ -168,10 +168,12 @@ def _explain(error: BaseException, name: str, expected: str, kind: str, revision
         if isinstance(cause, errors.RevisionNotFoundError):
             asked = _first_line(error) if revision is None or needed else f"{revision!r} was asked for"
             return f"{repo}{needed} has no such revision on the Hub ({asked}); name a branch, tag or commit"
+        if isinstance(cause, errors.HFValidationError):
+            return f"{name} is not {expected}, and no repository of the Hub may have that name"
         if isinstance(cause, errors.HfHubHTTPError) and not isinstance(cause, errors.EntryNotFoundError):
             remedy = f"check the token: {_LOG_IN}" if _status(cause) in (401, 403) else "try again later"
             return f"The Hub does not give {repo}{needed} out ({_first_line(cause)}); {remedy}"
-        if isinstance(cause, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)):
+        if isinstance(cause, (errors.LocalEntryNotFoundError, errors.RevisionResolutionError)):
             return (
                 f"{name} is not {expected}, the Hub is not reached, and the cache does not hold all of it; check the "
                 "connection, and HF_HUB_OFFLINE and local_files_only"

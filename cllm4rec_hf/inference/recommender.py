@@ -164,16 +164,16 @@ def check_parts(config: Any, tokenizer: Any, catalog: Catalog) -> None:
 
 
 def _load(name: str, hub: dict[str, Any], kwargs: dict[str, Any]) -> tuple[Any, Any, Catalog]:
-    from transformers.utils import resolve_revision
+    from huggingface_hub import is_offline_mode, resolve_revision
 
     from ..modeling.modeling_cllm4rec import CLLM4RecForRecommendation
     from ..tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 
-    # somebody may push between two of the three
-    options = {key: hub[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in hub}
-    revision = resolve_revision(name, **options)
-    if revision is not None:
-        hub = {**hub, "revision": revision}
+    if not os.path.exists(name):
+        # somebody may push between two of the three; and without a connection this tells at once
+        options = {key: hub[key] for key in ("revision", "token", "cache_dir") if key in hub}
+        local = hub.get("local_files_only", False) or is_offline_mode()
+        hub = {**hub, "revision": resolve_revision(name, local_files_only=local, **options)}
     model = CLLM4RecForRecommendation.from_pretrained(name, **hub, **kwargs)
     try:
         tokenizer = CLLM4RecTokenizer.from_pretrained(name, **hub)

@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load
 
 import cllm4rec_hf
-from cllm4rec_hf import PreparedData
+from cllm4rec_hf import HubError, PreparedData, Recommender
 from cllm4rec_hf.cli import main
 from tests.conftest import make_backbone, write_interactions
 from tests.hub.clients import BACKBONE, BROKEN, BY_PARTS, CHECKPOINT, DATA, LOCAL, SECRET, TRAINED
@@ -157,6 +157,14 @@ def test_what_cannot_be_read_is_said_clearly(case, options):
         assert ("org/nowhere" if case == "missing" else name) in text
         for part in said[case]:
             assert part in text
+
+
+def test_names_that_no_repository_may_have():
+    for load_by_name in (Recommender.from_pretrained, PreparedData.load):
+        with pytest.raises(
+            HubError, match=r"out/a..b is not a directory that .*, and no repository of the Hub may have"
+        ):
+            load_by_name("out/a..b")
 
 
 def test_a_failed_upload_leaves_nothing_that_loads(hub, published, options):
