@@ -10,11 +10,17 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrained
 
 from .adapters_cllm4rec import WithAdapters
 from .backbone_cllm4rec import cut_layers, load_backbone
-from .configuration_cllm4rec import CLLM4RecConfig
+from .configuration_cllm4rec import CLLM4RecConfig, without_quantization
 from .head_cllm4rec import ItemHead
+from .quantization_cllm4rec import is_quantized, keep_gradient, quantize_backbone
 
 _HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 _BACKBONE_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "token", "attn_implementation")
+_QUANTIZED = (
+    "A quantized backbone cannot be saved, and this one has no home that it could be loaded from again. Load the "
+    "model without quantization to save it; to train on a quantized backbone, name it: from_backbone(name_or_path, …, "
+    "backbone_kwargs={'quantization_config': …})"
+)
 
 
 class CLLM4RecPreTrainedModel(WithAdapters, PreTrainedModel):
@@ -85,8 +91,9 @@ class CLLM4RecPreTrainedModel(WithAdapters, PreTrainedModel):
                 "or AutoModelForSeq2SeqLM"
             )
         backbone.requires_grad_(False)
+        keep_gradient(backbone)
         self.backbone = backbone
-        self.config.text_config = backbone.config
+        self.config.text_config = without_quantization(backbone.config)
         if self.config.backbone_name_or_path is not None:
             # transformers' Trainer reads this too, and does not miss these keys when it resumes
             self._keys_to_ignore_on_save = {f"backbone.{key}" for key in backbone.state_dict()}
@@ -116,17 +123,23 @@ class CLLM4RecPreTrainedModel(WithAdapters, PreTrainedModel):
             revision: revision of the Hub repository.
             dtype: dtype of the backbone; the tables are float32 always.
             seed: seed of the fresh embeddings.
-            backbone_kwargs: further arguments of the backbone's `from_pretrained`, e.g. `attn_implementation`.
+            backbone_kwargs: further arguments of the backbone's `from_pretrained`, e.g. `attn_implementation` or
+                `quantization_config` (of the backbone alone; it is not recorded).
             config_kwargs: fields of `CLLM4RecConfig`.
 
         Returns:
             A model in evaluation mode; everything but the backbone is trainable.
+
+        Raises:
+            ValueError: if a live backbone is to be cut or is quantized.
         """
         if isinstance(backbone, PreTrainedModel):
             if num_layers is not None:
                 raise ValueError(
                     "num_layers applies to a backbone that is loaded by name; cut the live model yourself"
                 )
+            if is_quantized(backbone):
+                raise ValueError(_QUANTIZED)
             name, loaded = None, backbone
         else:
             name = os.fspath(backbone)
@@ -160,7 +173,7 @@ class CLLM4RecPreTrainedModel(WithAdapters, PreTrainedModel):
         Args:
             pretrained_model_name_or_path: directory or Hub id of the checkpoint.
             backbone: a live language model to use instead of loading one.
-            kwargs: as in transformers; `dtype` is the backbone's, the tables stay float32.
+            kwargs: as in transformers; `dtype` and `quantization_config` are the backbone's, the tables stay float32.
 
         Returns:
             The model in evaluation mode with its backbone frozen (with loading information if asked for).
@@ -171,10 +184,14 @@ class CLLM4RecPreTrainedModel(WithAdapters, PreTrainedModel):
             hub = {k: kwargs[k] for k in _HUB_KEYWORDS if k in kwargs}
             config, kwargs = cls.config_class.from_pretrained(source, return_unused_kwargs=True, **hub, **kwargs)
             kwargs.update(hub)
+        quantization = kwargs.pop("quantization_config", None)
         if backbone is None and config.includes_backbone:
             result = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+            model = result[0] if isinstance(result, tuple) else result
+            if quantization is not None:
+                model.attach_backbone(quantize_backbone(model.backbone, quantization))
             # a parameter that is loaded is a new one, and new ones require gradients
-            (result[0] if isinstance(result, tuple) else result).backbone.requires_grad_(False)
+            model.backbone.requires_grad_(False)
             return result
         dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
         elsewhere = {k: kwargs[k] for k in _BACKBONE_KEYWORDS if k in kwargs}
@@ -193,6 +210,7 @@ class CLLM4RecPreTrainedModel(WithAdapters, PreTrainedModel):
                 config.backbone_revision,
                 config=cut_layers(config.text_config, None),
                 dtype=dtype if dtype is not None else config.text_config.dtype,
+                quantization_config=quantization,
                 **elsewhere,
             )
         model.attach_backbone(backbone)
@@ -210,7 +228,8 @@ class CLLM4RecPreTrainedModel(WithAdapters, PreTrainedModel):
             kwargs: as in transformers.
 
         Raises:
-            ValueError: if the model carries the adapters of a `PeftModel`, which is then what should be saved.
+            ValueError: if the model carries the adapters of a `PeftModel`, which is then what should be saved, or a
+                quantized backbone would have to be saved.
         """
         if self.has_wrapped_adapters():
             raise ValueError(
@@ -218,6 +237,8 @@ class CLLM4RecPreTrainedModel(WithAdapters, PreTrainedModel):
                 "merge_and_unload() returns (a whole model with its backbone)."
             )
         include_backbone = include_backbone or self.config.backbone_name_or_path is None
+        if include_backbone and is_quantized(self.backbone):
+            raise ValueError(_QUANTIZED)
         self.config.includes_backbone = include_backbone
         ignored = self._keys_to_ignore_on_save
         self._keys_to_ignore_on_save = (
