@@ -21,6 +21,7 @@ _HOMES = {
         "CLLM4RecModel",
         "CLLM4RecOutput",
     ],
+    "modeling.quantization_cllm4rec": ["quantization_config"],
     "tokenization.tokenization_cllm4rec": ["CLLM4RecTokenizer"],
     "data.catalog": ["Catalog"],
     "data.collators": ["CollaborativeCollator", "ContentCollator", "RecommendationCollator"],
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     from .modeling.modeling_cllm4rec import CLLM4RecForRecommendation as CLLM4RecForRecommendation
     from .modeling.modeling_cllm4rec import CLLM4RecModel as CLLM4RecModel
     from .modeling.modeling_cllm4rec import CLLM4RecOutput as CLLM4RecOutput
+    from .modeling.quantization_cllm4rec import quantization_config as quantization_config
     from .tokenization.tokenization_cllm4rec import CLLM4RecTokenizer as CLLM4RecTokenizer
     from .trainers.arguments import ContentArguments as ContentArguments
     from .trainers.arguments import MutualRegularizationArguments as MutualRegularizationArguments

@@ -1,5 +1,6 @@
 """The whole road by the command line: prepare → train → evaluate → recommend."""
 
+import importlib.util
 import json
 
 import pyarrow.parquet as pq
@@ -196,6 +197,7 @@ def test_the_paper_preset_is_the_papers(prepared, saved_backbone, tmp_path):
         ({"preset": "best"}, "Unknown preset 'best'; expected one of paper, default"),
         ({"max_length": 999}, "max_length 999 exceeds the backbone's context of 256 tokens"),
         ({"dtype": "int3"}, "Unknown dtype 'int3'"),
+        ({"quantization": "int3"}, "quantization must be int8 or int4, or left out; got 'int3'"),
         ({"num_layers": 9}, "num_layers must lie between 1 and the backbone's 2 layers, got 9"),
         ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
         ({"recommendation_epochs": -1}, "recommendation_epochs must be 0 or more, got -1"),
@@ -287,3 +289,19 @@ def test_help_costs_nothing():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert result.stdout.splitlines()[-1] == "0 []", result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("name, library", [("int8", "torchao"), ("int4", "bitsandbytes")])
+def test_a_quantized_backbone_trains_and_its_checkpoint_opens_without_the_library(
+    name, library, settings_file, prepared, tmp_path, capsys, monkeypatch
+):
+    pytest.importorskip(library)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda wanted: None if wanted == library else find(wanted))
+    assert main(["train", "--config", str(settings_file), "--quantization", name]) == 2
+    assert f"needs the package {library}: pip install 'cllm4rec-hf[quantization]'" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main(["train", "--config", str(settings_file), "--quantization", name]) == 0
+    assert yaml.safe_load((tmp_path / "out" / "training.yaml").read_text())["quantization"] == name
+    monkeypatch.setattr(importlib.util, "find_spec", lambda wanted: None if wanted == library else find(wanted))
+    assert main(["evaluate", "--model", str(tmp_path / "out"), "--data", str(prepared)]) == 0

@@ -27,6 +27,7 @@ class WithAdapters:
     """
 
     config: Any
+    backbone: Any
 
     @property
     def peft_config(self) -> dict[str, Any]:
@@ -67,6 +68,16 @@ class WithAdapters:
             added = SimpleNamespace(modules_to_save=missing, inference_mode=config.inference_mode)
             # an import statement would make peft a requirement of code that is loaded from the Hub
             importlib.import_module("peft.utils").set_additional_trainable_modules(self, added, {}, adapter)
+
+    @property
+    def is_loaded_in_8bit(self) -> bool:
+        """Whether bitsandbytes holds the backbone in 8 bits; peft asks the whole model for it."""
+        return getattr(self.backbone, "is_loaded_in_8bit", False)
+
+    @property
+    def is_loaded_in_4bit(self) -> bool:
+        """Whether bitsandbytes holds the backbone in 4 bits."""
+        return getattr(self.backbone, "is_loaded_in_4bit", False)
 
     def has_wrapped_adapters(self) -> bool:
         """Whether a `PeftModel` holds this model, so that its own state dict is none that could be loaded again."""

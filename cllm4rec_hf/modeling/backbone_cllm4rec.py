@@ -12,6 +12,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, GgufConfig, PreTrainedModel
 from transformers.utils import resolve_revision
 
+from .quantization_cllm4rec import check_quantized, quantize_backbone
+
 PACKAGE_SCHEME = "package://"
 
 _HUB_KEYWORDS = ("revision", "gguf_file", "cache_dir", "force_download", "local_files_only", "token")
@@ -100,28 +102,38 @@ def load_backbone(
         num_layers: keep only the first so many layers (encoder and decoder alike); `None` keeps all.
         config: configuration to load with instead of the stored one, as recorded in a checkpoint.
         dtype: dtype of the weights; `None` or `"auto"` takes the stored one, float32 for GGUF files.
-        kwargs: passed on to `from_pretrained` (`attn_implementation`, `cache_dir`, `token`, …).
+        kwargs: passed on to `from_pretrained` (`attn_implementation`, `quantization_config`, `cache_dir`, `token`, …).
 
     Returns:
         A causal or sequence-to-sequence language model.
 
     Raises:
-        ValueError: if it has fewer than `num_layers` layers, or weights are missing or of other sizes.
+        ValueError: if it has fewer than `num_layers` layers, weights are missing or of other sizes, or a quantization
+            finds nothing to quantize.
     """
     path, gguf_file = locate_backbone(name_or_path)
+    quantization = kwargs.pop("quantization_config", None)
     if gguf_file is not None:
         kwargs["gguf_file"] = gguf_file
     if revision is not None:
         kwargs["revision"] = revision
     is_cut = config is not None or num_layers is not None
+    hub = {key: value for key, value in kwargs.items() if key in _HUB_KEYWORDS}
     if config is None:
-        hub = {key: value for key, value in kwargs.items() if key in _HUB_KEYWORDS}
         config = load_backbone_config(name_or_path, num_layers=num_layers, **hub)
+    elif gguf_file is None:
+        # a checkpoint does not record how its backbone's weights are packed: their home does
+        packed = getattr(AutoConfig.from_pretrained(path, **hub), "quantization_config", None)
+        if packed is not None:
+            config = copy.deepcopy(config)
+            config.quantization_config = packed
     if gguf_file is not None:
         # packed GGUF weights would be multiplied in float32 by a kernel of their own, and could not be saved
         kwargs["quantization_config"] = GgufConfig(dequantize=True)
         if dtype in (None, "auto"):
             dtype = torch.float32
+    elif quantization is not None:
+        kwargs["quantization_config"] = quantization
     auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     kwargs.update(config=config, dtype=dtype or "auto", ignore_mismatched_sizes=True, output_loading_info=True)
     with _without_unexpected_key_report() if is_cut else contextlib.nullcontext():
@@ -130,6 +142,9 @@ def load_backbone(
     _check_complete(name_or_path, config, info)
     if gguf_file is not None:
         _forget_quantization(backbone)
+        return backbone if quantization is None else quantize_backbone(backbone, quantization)
+    if quantization is not None:
+        check_quantized(backbone, quantization)
     return backbone
 
 

@@ -15,7 +15,8 @@ class CLLM4RecConfig(PreTrainedConfig):
 
     Args:
         text_config: configuration (object or dict) of the backbone language model. It is copied: wrapping the
-            configuration object of a live model would reset that model's attention implementation in place.
+            configuration object of a live model would reset that model's attention implementation in place. How its
+            weights are quantized is not kept: that is for their home to say, or for whoever loads them.
         num_users: number of user tokens I; `<user_i>` has the id N + i, N = rows of the backbone's embedding.
         num_items: number of item tokens J; `<item_j>` has the id N + I + j.
         lambda_c: precision of z^c around z^l, the weight of the mutual regularization.
@@ -67,7 +68,7 @@ class CLLM4RecConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.text_config = copy.deepcopy(self.text_config)
+        self.text_config = without_quantization(copy.deepcopy(self.text_config))
         super().__post_init__(**kwargs)
         self.is_encoder_decoder = bool(self.text_config.is_encoder_decoder)
         # transformers reads the composite's own switch before it ties the backbone's head to its embedding
@@ -119,3 +120,17 @@ class CLLM4RecConfig(PreTrainedConfig):
         if isinstance(output.get("text_config"), dict):
             output["text_config"].pop("_name_or_path", None)
         return output
+
+
+def without_quantization(text_config: Any) -> Any:
+    """A backbone's configuration (object or dict) without its quantization; the same object if it has none.
+
+    The tables fit a backbone in any precision, and a checkpoint must open where the library of the quantization that
+    it was trained with is missing.
+    """
+    if isinstance(text_config, dict):
+        return {name: value for name, value in text_config.items() if name != "quantization_config"}
+    if hasattr(text_config, "quantization_config"):
+        text_config = copy.deepcopy(text_config)
+        del text_config.quantization_config
+    return text_config

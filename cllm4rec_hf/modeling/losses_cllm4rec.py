@@ -69,7 +69,11 @@ def vocabulary_logits(
     hidden: Tensor, weight: Tensor, bias: Tensor | None = None, softcap: float | None = None
 ) -> Tensor:
     """Logits over the vocabulary, [..., N], with the backbone's bias and soft cap."""
-    logits = F.linear(hidden, weight, bias)
+    return soft_capped(F.linear(hidden, weight, bias), softcap)
+
+
+def soft_capped(logits: Tensor, softcap: float | None) -> Tensor:
+    """Logits squashed to c·tanh(logits / c), or as they are without a bound c."""
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 

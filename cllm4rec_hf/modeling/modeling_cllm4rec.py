@@ -9,10 +9,11 @@ from transformers.utils import ModelOutput
 from .losses_cllm4rec import (
     multinomial_nll,
     mutual_regularization,
+    soft_capped,
     vocabulary_cross_entropy,
-    vocabulary_logits,
 )
 from .pretrained_cllm4rec import CLLM4RecPreTrainedModel
+from .quantization_cllm4rec import is_packed
 
 TASKS = ("collaborative", "content", "recommendation")
 
@@ -128,8 +129,7 @@ class _CLLM4RecForTask(CLLM4RecPreTrainedModel):
             return CLLM4RecOutput(logits=logits)
         rows, history_rows, target = self._predicting(hidden, history, labels)
         if task == "content":
-            weight, bias, softcap = self._vocabulary_head()
-            total = vocabulary_cross_entropy(rows, weight, target, bias, softcap)
+            total = self._vocabulary_loss(rows, target)
         else:
             query = self.item_head.query(rows, history_rows, task)
             scores = self.item_head.logits(query, self.collaborative_item_embeddings.weight)
@@ -154,7 +154,8 @@ class _CLLM4RecForTask(CLLM4RecPreTrainedModel):
 
     def _token_logits(self, task: str, hidden: Tensor, history: Tensor | None) -> Tensor:
         if task == "content":
-            return vocabulary_logits(hidden, *self._vocabulary_head())
+            head, softcap = self._vocabulary_head()
+            return soft_capped(head(hidden), softcap)
         query = self.item_head.query(hidden, history, task)
         return self.item_head.logits(query, self.collaborative_item_embeddings.weight)
 
@@ -163,10 +164,16 @@ class _CLLM4RecForTask(CLLM4RecPreTrainedModel):
         queries = self.item_head.item_queries(ids - self.first_item_id, ids >= self.first_item_id)
         return None if queries is None else queries.cumsum(dim=1)
 
-    def _vocabulary_head(self) -> tuple[Tensor, Tensor | None, float | None]:
-        head = self.backbone.get_output_embeddings()
+    def _vocabulary_head(self) -> tuple[nn.Module, float | None]:
         softcap = getattr(self.config.text_config, "final_logit_softcapping", None)
-        return head.weight, getattr(head, "bias", None), softcap
+        return self.backbone.get_output_embeddings(), softcap
+
+    def _vocabulary_loss(self, rows: Tensor, target: Tensor) -> Tensor:
+        head, softcap = self._vocabulary_head()
+        if type(head) is nn.Linear and not is_packed(head.weight):
+            return vocabulary_cross_entropy(rows, head.weight, target, head.bias, softcap)
+        # an adapter or a quantized layer: its weight alone does not say what it computes
+        return nn.functional.cross_entropy(soft_capped(head(rows), softcap).float(), target, reduction="sum")
 
     def prompt_states(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Hidden states that answer recommendation prompts: at the last token, or the decoder's first position.

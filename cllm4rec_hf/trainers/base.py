@@ -15,6 +15,7 @@ from ..data.corpora import ContentCorpus, DocumentSet, InteractionCorpus
 from ..data.sampling import AlternatingBatchSampler
 from ..errors import CLLM4RecError
 from ..modeling.adapters_cllm4rec import TRAINED_BESIDE_ADAPTERS
+from ..modeling.quantization_cllm4rec import is_quantized, layer_without_gradient
 from .arguments import CLLM4RecTrainingArguments
 from .pushing import PushingTrainer
 
@@ -44,7 +45,8 @@ class CLLM4RecTrainer(PushingTrainer):
         kwargs: further arguments of `Trainer`, e.g. `processing_class` (the tokenizer) and `callbacks`.
 
     Raises:
-        CLLM4RecError: if the model carries peft's adapters and they would be trained without the tables.
+        CLLM4RecError: if the model carries peft's adapters and they would be trained without the tables, or a
+            quantized backbone lets no gradient through.
     """
 
     # compute_loss divides by the documents of the whole optimizer step itself
@@ -66,6 +68,7 @@ class CLLM4RecTrainer(PushingTrainer):
         self.documents = DocumentSet(*corpora)
         super().__init__(model=model, args=args, data_collator=collator, train_dataset=self.documents, **kwargs)
         self._check_tables_learn()
+        self._check_gradient_reaches_tables()
         self.remove_callback(PrinterCallback)
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
@@ -82,6 +85,15 @@ class CLLM4RecTrainer(PushingTrainer):
             "PeftModel.from_pretrained(…, is_trainable=True); give a further one "
             f"modules_to_save={list(TRAINED_BESIDE_ADAPTERS)}"
         )
+
+    def _check_gradient_reaches_tables(self) -> None:
+        backbone = self.accelerator.unwrap_model(self.model).backbone
+        if is_quantized(backbone) and (layer := layer_without_gradient(backbone)) is not None:
+            raise CLLM4RecError(
+                f"The backbone's {layer} passes no gradient to its input, so the tables would not learn through it. "
+                "Quantize weights alone, not activations: quantization int8 or int4, e.g. "
+                "TorchAoConfig(Int8WeightOnlyConfig())"
+            )
 
     # ---- batches
 

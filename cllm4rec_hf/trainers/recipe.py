@@ -22,6 +22,7 @@ from ..errors import CLLM4RecError
 from ..evaluation.evaluator import Evaluator
 from ..modeling.backbone_cllm4rec import load_backbone_config
 from ..modeling.modeling_cllm4rec import CLLM4RecForRecommendation
+from ..modeling.quantization_cllm4rec import quantization_config
 from ..tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 from .arguments import ContentArguments, MutualRegularizationArguments, RecommendationArguments
 from .calibration import calibrate_head
@@ -142,7 +143,10 @@ class Recipe:
             revision=settings.backbone_revision,
             dtype=dtype,
             seed=settings.seed,
-            backbone_kwargs={"attn_implementation": _attention(settings, dtype)},
+            backbone_kwargs={
+                "attn_implementation": _attention(settings, dtype),
+                **_quantization(settings.quantization),
+            },
             preset=settings.preset,
             lambda_c=settings.lambda_c,
             lambda_l=settings.lambda_l,
@@ -353,6 +357,13 @@ def _has_bfloat16() -> bool:
     # emulated bfloat16 is slower than float32, so only native instructions count
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(supported and supported())
+
+
+def _quantization(name: str | None) -> dict[str, Any]:
+    try:
+        return {} if name is None else {"quantization_config": quantization_config(name)}
+    except ImportError as error:
+        raise CLLM4RecError(str(error)) from error
 
 
 def _attention(settings: Any, dtype: torch.dtype) -> str:

@@ -30,6 +30,7 @@ class RecipeSettings:
     num_layers: int | None = _setting(None, "Use only the backbone's first so many layers; all by default.")
     preset: str = _setting("default", "Recipe that fills the settings left out: default or paper.")
     dtype: str = _setting("auto", "Backbone's dtype: auto (bfloat16 where the machine has it), bfloat16 or float32.")
+    quantization: str | None = _setting(None, "Hold the frozen backbone in int8 or int4; its dtype by default.")
     attn_implementation: str = _setting("auto", "Attention of the backbone: auto, eager, sdpa, …")
     seed: int = _setting(0, "Seed of everything random.")
     overwrite: bool = _setting(False, "Start again where the output directory holds another run.")
@@ -77,6 +78,8 @@ class RecipeSettings:
         for name in ("content_epochs", "pretraining_epochs", "recommendation_epochs", "lambda_c", "lambda_l"):
             if getattr(self, name) < 0:
                 raise CLLM4RecError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.quantization not in (None, "int8", "int4"):
+            raise CLLM4RecError(f"quantization must be int8 or int4, or left out; got {self.quantization!r}")
         schedules = [str(schedule.value) for schedule in SchedulerType]
         if self.lr_scheduler_type not in schedules:
             raise CLLM4RecError(

@@ -99,6 +99,13 @@ def test_all_linear_layers_leave_the_head_of_the_vocabulary_alone(base_tokenizer
     assert layers == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
+def test_an_adapter_of_the_vocabularys_head_learns_like_the_others(base_tokenizer, tmp_path):
+    parts = parts_with_adapters(base_tokenizer, tmp_path, target_modules=["lm_head"])
+    before = tables(parts.model)
+    trainer_of("content", parts, tmp_path / "run", **SETTINGS).train()
+    assert any("lm_head.lora_B" in name for name in moved(before, tables(parts.model)))
+
+
 def test_modules_that_the_user_names_are_kept(base_tokenizer, tmp_path):
     parts = parts_with_adapters(base_tokenizer, tmp_path, modules_to_save=["item_head", "norm"])
     assert set(parts.model.peft_config["default"].modules_to_save) == TABLES | {"item_head", "norm"}
