@@ -166,7 +166,7 @@ def run(name: str, case: Case, suffix: str) -> None:
         megabytes = source.stat().st_size / 1e6
         kept = json.loads((Path(directory) / "prepared" / "meta.json").read_text())["steps"][-1]
     texts = f"{case.words} words each" if case.words else "no texts"
-    print(f"{name}: {case.interactions:,} interactions, {texts}, {megabytes:,.0f} MB of {suffix}, {os.cpu_count()} cores")
+    print(f"{name}: {case.interactions:,} interactions, {texts}, {megabytes:,.0f} MB of {suffix}")
     print(f"kept: {kept['users']:,} users, {kept['items']:,} items, {kept['interactions']:,} interactions")
     for figure, column, unit in (("wall time", 0, "s"), ("peak memory", 1, "GB")):
         values = [measured[column] for measured in runs]
@@ -189,6 +189,7 @@ def main() -> None:
     if options.generate:
         generate(Path(options.generate[0]), Case(**json.loads(options.generate[1])))
         return
+    print(f"{os.cpu_count()} cores")
     for name in options.cases or ["texts"]:
         if name not in CASES:
             parser.error(f"unknown case {name!r}; expected {', '.join(CASES)}")
@@ -197,7 +198,8 @@ def main() -> None:
             share = options.interactions / case.interactions
             users, items = (max(10, int(size * share)) for size in (case.users, case.items))
             case = dataclasses.replace(case, interactions=options.interactions, users=users, items=items)
-        changes = {field: getattr(options, field) for field in ("words", "runs") if getattr(options, field) is not None}
+        changes = {field: getattr(options, field) for field in ("words", "runs")}
+        changes = {field: value for field, value in changes.items() if value is not None}
         run(name, dataclasses.replace(case, **changes), options.format)
 
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import DataError
-from .filters import counts, k_core, last_of_duplicates, split_per_user
+from .filters import counts, k_core, last_of_duplicates, split_per_user, stable_order
 from .prepared import FORMAT_VERSION, SPLITS
 from .readers import display_name, reading
-from .sources import RawData, as_ids, reject_beyond, row_numbers
+from .sources import RawData, as_codes, reject_beyond, row_numbers
 from .writer import write_prepared
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def prepare(raw: RawData, rules: PrepareRules, output: str | Path, overwrite: bo
     origin = raw.origin or raw.name
     where = display_name(origin)
     with reading(origin):
-        frame = raw.interactions.select(_without_text(raw.interactions)).collect()
+        frame = raw.interactions.select(_without_text(raw.interactions)).collect(engine="streaming")
     steps: list[dict[str, Any]] = []
 
     def step(name: str, users: np.ndarray, items: np.ndarray) -> None:
@@ -94,32 +94,37 @@ def prepare(raw: RawData, rules: PrepareRules, output: str | Path, overwrite: bo
         raise DataError(f"{where} has no rows; expected interactions")
     if "beyond" in frame.columns:
         reject_beyond(frame["beyond"], where)
-    user_ids, users = _codes(as_ids(frame["user"], where, raw.columns.get("user_column", "user")))
-    item_ids, items = _codes(as_ids(frame["item"], where, raw.columns.get("item_column", "item")))
+    user_ids, users = as_codes(frame["user"], where, raw.columns.get("user_column", "user"))
+    item_ids, items = as_codes(frame["item"], where, raw.columns.get("item_column", "item"))
     step("read", users, items)
     rows = np.arange(len(users))
     if "rating" in frame.columns:
         ratings = _numbers(frame["rating"], where)
         if rules.min_rating is not None:
-            rows = rows[ratings >= rules.min_rating]
-            step(f"rating at least {rules.min_rating:g}", users[rows], items[rows])
+            rows = np.flatnonzero(ratings >= rules.min_rating)
+            users, items = users[rows], items[rows]
+            step(f"rating at least {rules.min_rating:g}", users, items)
+        del ratings
     elif rules.min_rating is not None:
         raise DataError("--min-rating needs ratings; name their column by --rating-column, or leave --min-rating out")
+    order = np.arange(len(rows))
     if "timestamp" in frame.columns:
-        rows = rows[np.argsort(_times(frame["timestamp"], where)[rows], kind="stable")]
+        order = np.argsort(_times(frame["timestamp"], where)[rows], kind="stable")
     del frame
-    rows = last_of_duplicates(users, items, rows)
-    step("duplicate pairs merged", users[rows], items[rows])
-    kept, rounds = k_core(users[rows], items[rows], rules.k_core)
+    order = last_of_duplicates(users, items, order)
+    rows, users, items = rows[order], users[order], items[order]
+    step("duplicate pairs merged", users, items)
+    kept, rounds = k_core(users, items, rules.k_core)
     for number, count in enumerate(rounds, start=1):
         logger.info("%d-core, round %d: %s", rules.k_core, number, count)
-    rows = rows[kept]
-    step(f"{rules.k_core}-core", users[rows], items[rows])
+    if rounds:
+        rows, users, items = rows[kept], users[kept], items[kept]
+    step(f"{rules.k_core}-core", users, items)
     if not len(rows):
         raise DataError(_nothing_left(steps, rounds, rules))
 
-    users, user_ids = _index(users[rows], user_ids)
-    items, item_ids = _index(items[rows], item_ids)
+    users, user_ids = _index(users, user_ids)
+    items, item_ids = _index(items, item_ids)
     split = split_per_user(users, items, rules.validation_share, rules.test_share, rules.seed)
     meta = {
         "format_version": FORMAT_VERSION,
@@ -134,32 +139,30 @@ def prepare(raw: RawData, rules: PrepareRules, output: str | Path, overwrite: bo
         "splits": {name: int((split == number).sum()) for number, name in enumerate(SPLITS)},
     }
     # a stable sort by user keeps each user's rows from oldest to newest
-    by_user = np.argsort(users, kind="stable")
+    by_user = stable_order(users)
     tables = _tables(raw, rows, users, items, split, user_ids, item_ids, by_user)
     write_prepared(output, tables, meta)
     return meta
 
 
-def _without_text(frame: "pl.LazyFrame") -> list[str]:
-    """The columns that the filters need; the texts of a million rows stay on disk until it is known which are kept."""
-    return [name for name in frame.collect_schema().names() if name != "text"]
+def _without_text(frame: "pl.LazyFrame") -> "list[pl.Expr]":
+    """The columns that the filters need, text ids as categories.
 
-
-def _codes(ids: "pl.Series") -> tuple[np.ndarray, np.ndarray]:
-    """Sorted distinct ids (object array) and the code of each row."""
+    The texts of a million rows stay on disk until it is known which are kept.
+    """
     import polars as pl
 
-    distinct = ids.unique().sort()
-    codes = pl.DataFrame({"id": ids}).join(
-        pl.DataFrame({"id": distinct}).with_row_index("code"), on="id", how="left", maintain_order="left"
-    )["code"]
-    return distinct.to_numpy(), codes.to_numpy().astype(np.int64)
+    schema = frame.collect_schema()
+    ids = [name for name in ("user", "item") if schema[name] == pl.String]
+    return [pl.col(name).cast(pl.Categorical) if name in ids else pl.col(name) for name in schema if name != "text"]
 
 
-def _index(codes: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _index(codes: np.ndarray, ids: "pl.Series") -> "tuple[np.ndarray, pl.Series]":
     """Indices without gaps, in the order of the sorted ids, and the ids that they stand for."""
-    present, indices = np.unique(codes, return_inverse=True)
-    return indices.astype(np.int64), ids[present]
+    import polars as pl
+
+    present = np.bincount(codes, minlength=len(ids)) > 0
+    return (np.cumsum(present, dtype=np.int32) - 1)[codes], ids.filter(pl.Series(present))
 
 
 def _numbers(series: "pl.Series", where: str) -> np.ndarray:
@@ -221,8 +224,8 @@ def _tables(
     users: np.ndarray,
     items: np.ndarray,
     split: np.ndarray,
-    user_ids: np.ndarray,
-    item_ids: np.ndarray,
+    user_ids: "pl.Series",
+    item_ids: "pl.Series",
     order: np.ndarray,
 ) -> dict[str, "pl.DataFrame"]:
     import polars as pl
@@ -230,17 +233,13 @@ def _tables(
     names = pl.Series(SPLITS)
     interactions = pl.DataFrame(
         {
-            "user": users[order].astype(np.int32),
-            "item": items[order].astype(np.int32),
+            "user": users[order],
+            "item": items[order],
             "split": names.gather(split[order]),
         }
     )
-    user_table = pl.DataFrame(
-        {"index": np.arange(len(user_ids), dtype=np.int32), "user_id": pl.Series(user_ids, dtype=pl.String)}
-    )
-    item_table = pl.DataFrame(
-        {"index": np.arange(len(item_ids), dtype=np.int32), "item_id": pl.Series(item_ids, dtype=pl.String)}
-    )
+    user_table = pl.DataFrame({"index": np.arange(len(user_ids), dtype=np.int32), "user_id": user_ids})
+    item_table = pl.DataFrame({"index": np.arange(len(item_ids), dtype=np.int32), "item_id": item_ids})
     texts = [_reviews(raw, rows, users, items, split, order)]
     titles = pl.DataFrame(schema={"item_id": pl.String, "title": pl.String})
     if raw.items is not None:
@@ -288,8 +287,8 @@ def _reviews(
     wanted = pl.LazyFrame(
         {
             "row": rows[train].astype(np.uint32),
-            "user": users[train].astype(np.int32),
-            "item": items[train].astype(np.int32),
+            "user": users[train],
+            "item": items[train],
             "position": np.arange(len(train), dtype=np.uint32),
         }
     )

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..errors import DataError
 from .readers import BEYOND, HUB_SCHEME, columns_of, display_name, read_table, reading, require_columns
 
@@ -255,23 +257,68 @@ def as_ids(series: "pl.Series", where: str, column: str) -> "pl.Series":
     """
     import polars as pl
 
+    series = _known_type(series, where, column)
+    ids = series.cast(pl.String)
+    _reject(_is_blank(ids), f"{where} has missing or empty ids in the column {column!r}")
+    return ids
+
+
+def as_codes(series: "pl.Series", where: str, column: str) -> "tuple[pl.Series, np.ndarray]":
+    """A column of external ids as integers; only the distinct ids are ever held as strings of their own.
+
+    Args:
+        series: the column, see `as_ids`; text is quickest as categories, made while it is read.
+        where: what to call the table in errors.
+        column: what to call the column in errors.
+
+    Returns:
+        The distinct ids as sorted strings, and [n] int32, the position among them of each row's id.
+
+    Raises:
+        DataError: see `as_ids`.
+    """
+    import polars as pl
+
+    series = _known_type(series, where, column)
+    if series.dtype == pl.String:
+        series = series.cast(pl.Categorical)
+    distinct = series.unique()
+    ids = distinct.cast(pl.String)
+    if _is_blank(ids).any():
+        as_ids(series, where, column)
+    order = ids.arg_sort()
+    if series.dtype.is_integer():
+        ranks = pl.DataFrame({"id": distinct.gather(order)}).with_row_index("code")
+        found = pl.DataFrame({"id": series}).join(ranks, on="id", how="left", maintain_order="left")["code"]
+        return ids.gather(order), found.to_numpy().astype(np.int32)
+    numbers = distinct.gather(order).to_physical().to_numpy()
+    code_of = np.zeros(int(numbers.max(initial=0)) + 1, dtype=np.int32)
+    code_of[numbers] = np.arange(len(numbers), dtype=np.int32)
+    return ids.gather(order), code_of[series.to_physical().to_numpy()]
+
+
+def _known_type(series: "pl.Series", where: str, column: str) -> "pl.Series":
+    """Whole numbers or text; see `as_ids`."""
+    import polars as pl
+
     if series.dtype.is_float():
         _reject(~series.is_finite().fill_null(False), f"{where} has missing or empty ids in the column {column!r}")
         # above 2^53 (2^24 in single precision) neighbours fall together
         exact = 2.0**53 if series.dtype == pl.Float64 else 2.0**24
         inexact = (series != series.floor()) | (series.abs() > exact)
         _reject(inexact, f"{where} has ids that are no whole numbers in the column {column!r}")
-        series = series.cast(pl.Int64)
+        return series.cast(pl.Int64)
     if not (
         series.dtype == pl.String or series.dtype.is_integer() or isinstance(series.dtype, (pl.Categorical, pl.Enum))
     ):
         raise DataError(
             f"{where} has the type {series.dtype} in the id column {column!r}; expected text or whole numbers"
         )
-    ids = series.cast(pl.String)
-    empty = ids.is_null() | (ids.str.strip_chars() == "").fill_null(True)
-    _reject(empty, f"{where} has missing or empty ids in the column {column!r}")
-    return ids
+    return series
+
+
+def _is_blank(ids: "pl.Series") -> "pl.Series":
+    return ids.is_null() | (ids.str.strip_chars() == "").fill_null(True)
 
 
 def _reject(wrong: "pl.Series", what: str) -> None:

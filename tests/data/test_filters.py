@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cllm4rec_hf.data.filters import k_core, last_of_duplicates, split_per_user
+from cllm4rec_hf.data.filters import k_core, last_of_duplicates, split_per_user, stable_order
 from cllm4rec_hf.data.prepared import SPLITS
 
 
@@ -63,3 +63,25 @@ def test_split_depends_on_the_pairs_and_the_seed_alone():
     shuffled = split_per_user(users[order], items[order], 0.1, 0.1, seed=5)
     assert np.array_equal(straight[order], shuffled)
     assert not np.array_equal(straight, split_per_user(users, items, 0.1, 0.1, seed=6))
+
+
+def test_stable_order_is_a_stable_sort():
+    codes = np.random.Generator(np.random.PCG64(2)).integers(0, 50, 3000).astype(np.int32)
+    assert np.array_equal(stable_order(codes), np.argsort(codes, kind="stable"))
+    assert len(stable_order(codes[:0])) == 0
+
+
+def test_split_draws_one_key_a_pair_in_the_order_of_the_pairs():
+    users, items = pairs(1)
+    order = np.random.Generator(np.random.PCG64(9)).permutation(len(users))
+    split = split_per_user(users[order], items[order], 0.2, 0.1, seed=4)
+    got = {int(row): SPLITS[code] for row, code in zip(order, split, strict=True)}
+    by_pair = sorted(range(len(users)), key=lambda row: (users[row], items[row]))
+    keys = dict(zip(by_pair, np.random.Generator(np.random.PCG64(4)).random(len(users)), strict=True))
+    for user in np.unique(users):
+        drawn = sorted(np.flatnonzero(users == user).tolist(), key=lambda row: keys[row])
+        n = len(drawn)
+        validation = max(1, int(0.2 * n + 1e-9)) if n >= 3 else 0
+        test = min(max(1, int(0.1 * n + 1e-9)), n - validation - 1) if n >= 3 else 0
+        expected = ["validation"] * validation + ["test"] * test + ["train"] * (n - validation - test)
+        assert [got[row] for row in drawn] == expected
