@@ -1,6 +1,7 @@
 """From raw rows to prepared data: filters, k-core, split, indexing, and the texts that training may see."""
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,8 @@ from .filters import counts, k_core, last_of_duplicates, split_per_user, stable_
 from .prepared import FORMAT_VERSION, SPLITS
 from .readers import display_name, reading
 from .sources import RawData, as_codes, reject_beyond, row_numbers
-from .writer import write_prepared
+from .texts import about, has_reviews, reviews
+from .writer import Parts, write_prepared
 
 if TYPE_CHECKING:
     import polars as pl
@@ -97,7 +99,8 @@ def prepare(raw: RawData, rules: PrepareRules, output: str | Path, overwrite: bo
     user_ids, users = as_codes(frame["user"], where, raw.columns.get("user_column", "user"))
     item_ids, items = as_codes(frame["item"], where, raw.columns.get("item_column", "item"))
     step("read", users, items)
-    rows = np.arange(len(users))
+    source_rows = len(users)
+    rows = np.arange(source_rows)
     if "rating" in frame.columns:
         ratings = _numbers(frame["rating"], where)
         if rules.min_rating is not None:
@@ -140,7 +143,7 @@ def prepare(raw: RawData, rules: PrepareRules, output: str | Path, overwrite: bo
     }
     # a stable sort by user keeps each user's rows from oldest to newest
     by_user = stable_order(users)
-    tables = _tables(raw, rows, users, items, split, user_ids, item_ids, by_user)
+    tables = _tables(raw, source_rows, rows, users, items, split, user_ids, item_ids, by_user)
     write_prepared(output, tables, meta)
     return meta
 
@@ -220,6 +223,7 @@ def _nothing_left(steps: list[dict[str, Any]], rounds: list[dict[str, int]], rul
 
 def _tables(
     raw: RawData,
+    source_rows: int,
     rows: np.ndarray,
     users: np.ndarray,
     items: np.ndarray,
@@ -227,7 +231,7 @@ def _tables(
     user_ids: "pl.Series",
     item_ids: "pl.Series",
     order: np.ndarray,
-) -> dict[str, "pl.DataFrame"]:
+) -> dict[str, "pl.DataFrame | Parts"]:
     import polars as pl
 
     names = pl.Series(SPLITS)
@@ -240,66 +244,25 @@ def _tables(
     )
     user_table = pl.DataFrame({"index": np.arange(len(user_ids), dtype=np.int32), "user_id": user_ids})
     item_table = pl.DataFrame({"index": np.arange(len(item_ids), dtype=np.int32), "item_id": item_ids})
-    texts = [_reviews(raw, rows, users, items, split, order)]
+    described_texts = []
     titles = pl.DataFrame(schema={"item_id": pl.String, "title": pl.String})
     if raw.items is not None:
         described = item_table.join(raw.items, on="item_id", how="inner", maintain_order="left")
-        texts.append(_about("item", pl.lit(None, pl.Int32), pl.col("index"), described))
+        described_texts.append(about("item", pl.lit(None, pl.Int32), pl.col("index"), described))
         titles = raw.items.select("item_id", "title")
     if raw.users is not None:
         described = user_table.join(raw.users, on="user_id", how="inner", maintain_order="left")
-        texts.append(_about("user", pl.col("index"), pl.lit(None, pl.Int32), described))
+        described_texts.append(about("user", pl.col("index"), pl.lit(None, pl.Int32), described))
+    train = order[split[order] == SPLITS.index("train")]
+
+    def texts(scratch: Path) -> "Iterator[pl.DataFrame]":
+        if has_reviews(raw):
+            yield from reviews(raw, source_rows, rows[train], users[train], items[train], scratch)
+        yield from described_texts
+
     return {
         "interactions": interactions,
-        "texts": pl.concat(texts),
+        "texts": texts,
         "users": user_table,
         "items": item_table.join(titles, on="item_id", how="left", maintain_order="left"),
     }
-
-
-def _about(kind: str, user: "pl.Expr", item: "pl.Expr", frame: "pl.DataFrame") -> "pl.DataFrame":
-    """Rows of the table of texts; white space is folded, and empty texts are no texts."""
-    import polars as pl
-
-    return frame.select(
-        pl.lit(kind).alias("kind"), user.alias("user"), item.alias("item"), _folded(pl.col("text"))
-    ).filter(_is_written(pl.col("text")))
-
-
-def _folded(text: "pl.Expr") -> "pl.Expr":
-    return text.str.replace_all(r"\s+", " ").str.strip_chars()
-
-
-def _is_written(text: "pl.Expr") -> "pl.Expr":
-    return text.is_not_null() & (text != "")
-
-
-def _reviews(
-    raw: RawData, rows: np.ndarray, users: np.ndarray, items: np.ndarray, split: np.ndarray, order: np.ndarray
-) -> "pl.DataFrame":
-    """Reviews of the training pairs alone."""
-    import polars as pl
-
-    if "text" not in raw.interactions.collect_schema().names():
-        schema = {"kind": pl.String, "user": pl.Int32, "item": pl.Int32, "text": pl.String}
-        return pl.DataFrame(schema=schema)
-    train = order[split[order] == SPLITS.index("train")]
-    wanted = pl.LazyFrame(
-        {
-            "row": rows[train].astype(np.uint32),
-            "user": users[train],
-            "item": items[train],
-            "position": np.arange(len(train), dtype=np.uint32),
-        }
-    )
-    with reading(raw.origin or raw.name):
-        return (
-            raw.interactions.select(_folded(pl.col("text").cast(pl.String)))
-            .with_row_index("row")
-            .join(wanted, on="row", how="inner")
-            .drop("row")
-            .sort("position")
-            .select(pl.lit("review").alias("kind"), "user", "item", "text")
-            .filter(_is_written(pl.col("text")))
-            .collect(engine="streaming")
-        )

@@ -4,19 +4,25 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
 from .prepared import META_FILE, TABLES
+from .spill import resized
 
 if TYPE_CHECKING:
     import polars as pl
     from datasets import Dataset
 
+# a table too large for memory: given an empty directory to work in, its rows in frames
+Parts = Callable[[Path], "Iterator[pl.DataFrame]"]
+
 # rows of a Parquet row group; the writer holds one at a time
 _ROWS = 50_000
+
+_TEXTS = {"kind": "string", "user": "int32", "item": "int32", "text": "string"}
 
 _CARD = """---
 configs:
@@ -30,12 +36,12 @@ validation {validation:,}, test {test:,} (seed {seed}). `interactions` is sorted
 """
 
 
-def write_prepared(output: Path, tables: dict[str, "pl.DataFrame"], meta: dict[str, Any]) -> None:
+def write_prepared(output: Path, tables: dict[str, "pl.DataFrame | Parts"], meta: dict[str, Any]) -> None:
     """Write the tables, meta.json and a card that lets `datasets.load_dataset` name the tables.
 
     Args:
         output: the directory; complete when it appears. One that exists is replaced only then.
-        tables: interactions, texts, users and items.
+        tables: interactions, texts, users and items; texts may come in parts, which are written as they come.
         meta: what meta.json holds.
 
     Raises:
@@ -57,9 +63,14 @@ def write_prepared(output: Path, tables: dict[str, "pl.DataFrame"], meta: dict[s
     output.parent.mkdir(parents=True, exist_ok=True)
     beside = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.part")
     beside.mkdir()
-    try:
+
+    def table(name: str) -> "Dataset | Parts":
+        rows = tables.pop(name)
         # without a fingerprint, datasets would serialise the whole table in memory to hash it
-        write_files(beside, lambda name: Dataset(_arrow(tables.pop(name)), fingerprint=name), meta)
+        return rows if callable(rows) else Dataset(_arrow(rows), fingerprint=name)
+
+    try:
+        write_files(beside, table, meta)
         if output.exists():
             old = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.old")
             output.rename(old)
@@ -75,7 +86,7 @@ def write_prepared(output: Path, tables: dict[str, "pl.DataFrame"], meta: dict[s
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def write_files(directory: Path, table: Callable[[str], "Dataset"], meta: dict[str, Any]) -> None:
+def write_files(directory: Path, table: Callable[[str], "Dataset | Parts"], meta: dict[str, Any]) -> None:
     """Write the files of prepared data into a directory.
 
     Args:
@@ -89,7 +100,14 @@ def write_files(directory: Path, table: Callable[[str], "Dataset"], meta: dict[s
     disable_progress_bar()
     try:
         for name in TABLES:
-            table(name).to_parquet(directory / f"{name}.parquet", batch_size=_ROWS)
+            rows, file = table(name), directory / f"{name}.parquet"
+            if callable(rows):
+                scratch = directory / "scratch"
+                scratch.mkdir()
+                _write_parts(rows(scratch), _TEXTS, file)
+                shutil.rmtree(scratch)
+            else:
+                rows.to_parquet(file, batch_size=_ROWS)
     finally:
         if had_bar:
             enable_progress_bar()
@@ -97,6 +115,19 @@ def write_files(directory: Path, table: Callable[[str], "Dataset"], meta: dict[s
     configs = "\n".join(f"- config_name: {name}\n  data_files: {name}.parquet" for name in TABLES)
     card = _CARD.format(configs=configs, **meta, **meta["splits"])
     (directory / "README.md").write_text(card, encoding="utf-8")
+
+
+def _write_parts(parts: "Iterator[pl.DataFrame]", columns: dict[str, str], file: Path) -> None:
+    """Write a table of which one row group at a time is in memory."""
+    import pyarrow as pa
+    from datasets.arrow_writer import ParquetWriter
+
+    schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in columns.items()])
+    with file.open("wb") as stream:
+        writer = ParquetWriter(schema=schema, stream=stream, writer_batch_size=_ROWS)
+        for rows in resized(parts, _ROWS):
+            writer.write_table(_arrow(rows))
+        writer.finalize()
 
 
 def _arrow(frame: "pl.DataFrame") -> Any:
