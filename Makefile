@@ -64,6 +64,7 @@ format: $(INSTALLED)
 
 benchmarks: $(MATERIALS)
 	$(BIN)/python benchmarks/prepare.py
+	$(BIN)/python benchmarks/corpora.py
 
 clean:
 	rm -rf $(VENV) $(FLOOR) runs build dist *.egg-info

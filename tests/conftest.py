@@ -30,6 +30,18 @@ WORDS = (
 )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def datasets_cache(tmp_path_factory):
+    """A cache directory of `datasets` that goes away with the tests, for this process and those that it starts."""
+    import datasets.config
+
+    directory = tmp_path_factory.mktemp("datasets_cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_DATASETS_CACHE", str(directory))
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", directory)
+        yield directory
+
+
 def train_base_tokenizer():
     """A byte-level BPE tokenizer of some 330 tokens."""
     tokenizer = Tokenizer(models.BPE())

@@ -1,6 +1,7 @@
 """Training documents: interaction documents of users and content documents (reviews, item and user texts)."""
 
 import logging
+import os
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch.utils.data import Dataset
 from ..errors import DataError
 from .prepared import Histories
 from .prompts import PromptBuilder
+from .token_cache import tokenized_texts
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +64,9 @@ class ContentCorpus:
         texts: rows with the columns kind, user, item, text.
         prompts: the builder whose tokenizer reads the texts.
         max_length: longest document in tokens, prompt included; longer texts are cut at their end.
+        fingerprint: what tells these texts from any others, e.g. the `fingerprint` of `PreparedData`. With one, the
+            tokens are kept on disk, and the next corpus of the same texts, tokenizer and length starts from there.
+        cache_dir: where they are kept; by default `cllm4rec` in the cache directory of `datasets`.
 
     Raises:
         DataError: if there are no texts.
@@ -69,7 +74,14 @@ class ContentCorpus:
 
     task = "content"
 
-    def __init__(self, texts: Any, prompts: PromptBuilder, max_length: int):
+    def __init__(
+        self,
+        texts: Any,
+        prompts: PromptBuilder,
+        max_length: int,
+        fingerprint: str | None = None,
+        cache_dir: str | os.PathLike | None = None,
+    ):
         if not len(texts):
             raise DataError(
                 "The prepared data holds no texts, so there is nothing for the content language model. "
@@ -81,22 +93,11 @@ class ContentCorpus:
                 f"max_text_length {max_length} leaves no room for a text after a prompt of {prompts.content_overhead} "
                 f"tokens; expected at least {prompts.content_overhead + 1}"
             )
-        written = texts.filter(
-            lambda rows: [bool(text.strip()) for text in rows],
-            input_columns="text",
-            batched=True,
-            keep_in_memory=True,
-            desc="Looking for empty texts",
-        )
-        table = written.map(
-            lambda rows: {"input_ids": prompts.main_texts(rows["text"], budget)},
-            batched=True,
-            remove_columns=["text"],
-            keep_in_memory=True,
-            desc="Tokenizing texts",
-        )
+        import pyarrow.compute as pc
+
+        table = tokenized_texts(texts, prompts, budget, fingerprint, cache_dir)
         self.table = table.with_format("numpy", columns=["input_ids"], output_all_columns=True)
-        self.lengths = np.asarray([len(ids) for ids in table["input_ids"]])
+        self.lengths = pc.list_value_length(table.data["input_ids"]).to_numpy().astype(np.int64)
         cut = int((self.lengths >= budget).sum())
         if cut:
             logger.info("%d of %d texts reach %d tokens and are cut there", cut, len(self.lengths), budget)

@@ -1,5 +1,7 @@
 """The soft+hard prompts: words and ID tokens, as token ids."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -141,10 +143,13 @@ class PromptBuilder:
         """
         if self._needs_space:
             texts = [f" {text}" for text in texts]
-        encoded = self.tokenizer(
-            texts, add_special_tokens=False, split_special_tokens=True, truncation=True, max_length=max_length
-        )
-        return encoded["input_ids"]
+        return self.tokenizer.plain_ids(texts, max_length)
+
+    def fingerprint(self) -> str:
+        """Hash of everything that token ids of prompts and texts depend on."""
+        parts = [self.tokenizer.fingerprint(), self._needs_space, self.is_encoder_decoder]
+        parts += [slots.ids.tolist() for slots in self._templates.values()]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     # ---- templates
 

@@ -172,7 +172,9 @@ class Recipe:
         self.collaborative = InteractionCorpus(histories, "collaborative")
         self.recommendation = InteractionCorpus(histories, "recommendation", min_items=2)
         self.content: Any = (
-            ContentCorpus(self.data.texts, self.prompts, settings.max_text_length) if len(self.data.texts) else None
+            ContentCorpus(self.data.texts, self.prompts, settings.max_text_length, self.data.fingerprint)
+            if len(self.data.texts)
+            else None
         )
         self.collaborative_collator = CollaborativeCollator(self.prompts, length, seed)
         self.content_collator = ContentCollator(self.prompts, settings.max_text_length, seed)

@@ -198,3 +198,16 @@ def test_token_to_user_and_item(byte_level):
         assert byte_level.token_to_user(byte_level.item_token_id(item)) is None
     for other in (0, byte_level.base_vocab_size - 1, len(byte_level), -1):
         assert byte_level.token_to_user(other) is None and byte_level.token_to_item(other) is None
+
+
+@pytest.mark.parametrize("max_length", [4, 100])
+def test_plain_ids_are_those_of_a_call(tokenizer, max_length):
+    texts = [*CANONICAL, "", "plain words", f"{STAND_IN} and {tokenizer.eos_token} {tokenizer.pad_token} in a text"]
+    tokenizer(["padded", "to the longest of two"], padding=True, truncation=True, max_length=3)
+    expected = tokenizer(
+        texts, add_special_tokens=False, split_special_tokens=True, truncation=True, max_length=max_length
+    )
+    tokenizer(["padded", "to the longest of two"], padding=True, truncation=True, max_length=3)
+    assert tokenizer.plain_ids(texts, max_length) == expected["input_ids"]
+    # and the next call is not affected
+    assert id_tokens(tokenizer, tokenizer("<user_1> " + "word " * 120)["input_ids"]) == [tokenizer.user_token_id(1)]
