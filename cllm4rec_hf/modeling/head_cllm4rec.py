@@ -118,3 +118,15 @@ class ItemHead(nn.Module):
     def logits(self, query: Tensor, item_table: Tensor) -> Tensor:
         """Item logits [R, J] float32 from queries [R, d] and the item table [J, d]."""
         return F.linear(query, item_table, self.item_bias)
+
+    def candidate_logits(self, query: Tensor, candidates: Tensor, items: Tensor) -> Tensor:
+        """Logits of some items: [R, S] for candidates that every row shares, [R, M] for each row's own.
+
+        Args:
+            query: [R, d] float32.
+            candidates: the items' rows of the item table, [S, d] or [R, M, d].
+            items: their indices, [S] or [R, M] int64.
+        """
+        shared = candidates.dim() == 2
+        logits = query @ candidates.T if shared else (candidates @ query.unsqueeze(-1)).squeeze(-1)
+        return logits if self.item_bias is None else logits + self.item_bias[items]

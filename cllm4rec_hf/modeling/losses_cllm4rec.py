@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 # rows of logits held at once over a frozen vocabulary; 256 rows of 50,000 float32 logits take 51 MB
 _CHUNK_ROWS = 256
@@ -93,6 +93,29 @@ def multinomial_nll(logits: Tensor, target: Tensor) -> Tensor:
     return ((log_normalizer - picked) * valid).sum()
 
 
+def sampled_nll(positive: Tensor, sampled: Tensor, log_expected: Tensor, is_positive: Tensor, valid: Tensor) -> Tensor:
+    """−Σ_{positives} log p with the rest of the catalog's softmax estimated from a sample of it.
+
+    Z ≈ Σ_{positives} exp(l) + Σ_{s in sample, no positive} exp(l_s) / E[n_s], E[n_s] the expected number of times that
+    the sample holds s: the log-q correction (Bengio and Senécal, 2008). Z is estimated without bias, and −log p with a
+    bias that vanishes as the sample grows.
+
+    Args:
+        positive: [R, M] float32 logits of each row's positives.
+        sampled: [R, S] float32 logits of the sample, the same items for every row.
+        log_expected: [S] float32, log E[n_s].
+        is_positive: [R, S] bool, where a sampled item is one of the row's positives.
+        valid: [R, M] bool, False where a row has fewer positives.
+
+    Returns:
+        Scalar float32, the sum over rows and positives.
+    """
+    others = (sampled - log_expected).masked_fill(is_positive, -torch.inf)
+    own = positive.masked_fill(~valid, -torch.inf)
+    log_normalizer = torch.logsumexp(torch.cat([own, others], dim=-1), dim=-1, keepdim=True)
+    return ((log_normalizer - positive) * valid).sum()
+
+
 def distinct_rows(ids: Tensor, offset: int, size: int) -> tuple[Tensor, Tensor]:
     """The table rows that the documents mention, each counted once a document.
 
@@ -111,7 +134,7 @@ def distinct_rows(ids: Tensor, offset: int, size: int) -> tuple[Tensor, Tensor]:
 
 
 def mutual_regularization(
-    ids: Tensor, offset: int, learning: Tensor, fixed: Tensor, lambda_c: float, prior: float = 0.0
+    ids: Tensor, offset: int, learning: nn.Embedding, fixed: nn.Embedding, lambda_c: float, prior: float = 0.0
 ) -> Tensor:
     """λ_c/2 · Σ ‖z − z'‖² over each document's distinct rows of one table, plus prior/2 · Σ ‖z‖².
 
@@ -120,17 +143,19 @@ def mutual_regularization(
     Args:
         ids: [B, T] int64 token ids of whole documents, prompt and main text.
         offset: token id of the table's row 0.
-        learning: [R, d] table that is being learned in this step.
-        fixed: [R, d] its counterpart.
+        learning: the table, [R, d], that is being learned in this step.
+        fixed: its counterpart.
         lambda_c: precision of the one around the other.
         prior: λ_l for the collaborative table, else 0.
 
     Returns:
         Scalar float32, the sum over documents.
     """
-    rows, counts = distinct_rows(ids, offset, learning.shape[0])
-    z = learning[rows]
-    squares = lambda_c * (z - fixed[rows].detach()).pow(2).sum(-1)
+    rows, counts = distinct_rows(ids, offset, learning.weight.shape[0])
+    z = learning(rows)
+    with torch.no_grad():
+        around = fixed(rows)
+    squares = lambda_c * (z - around).pow(2).sum(-1)
     if prior:
         squares = squares + prior * z.pow(2).sum(-1)
     return 0.5 * (squares * counts).sum()

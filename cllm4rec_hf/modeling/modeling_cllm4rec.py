@@ -9,6 +9,7 @@ from transformers.utils import ModelOutput
 from .losses_cllm4rec import (
     multinomial_nll,
     mutual_regularization,
+    sampled_nll,
     soft_capped,
     vocabulary_cross_entropy,
 )
@@ -78,6 +79,7 @@ class _CLLM4RecForTask(CLLM4RecPreTrainedModel):
         decoder_input_ids: Tensor | None = None,
         task: str | None = None,
         regularize: bool = True,
+        sample: tuple[Tensor, Tensor] | None = None,
     ) -> CLLM4RecOutput:
         """Logits, and the loss of a batch of documents.
 
@@ -91,6 +93,8 @@ class _CLLM4RecForTask(CLLM4RecPreTrainedModel):
             decoder_input_ids: [B, M] int64, encoder-decoder backbones without labels.
             task: another task than the class's own, for trainers that alternate tasks on one model.
             regularize: whether the loss includes mutual regularization.
+            sample: item indices [S] int64 and log of their expected counts [S] float32, for item softmaxes that are
+                estimated from a sample of the catalog instead of summed over it.
 
         Returns:
             `CLLM4RecOutput` with the parts of the loss named.
@@ -100,8 +104,8 @@ class _CLLM4RecForTask(CLLM4RecPreTrainedModel):
         """
         task = _known(task or self.task)
         if task == "recommendation":
-            return self._recommend(input_ids, attention_mask, labels, regularize)
-        return self._language_model(task, input_ids, attention_mask, labels, decoder_input_ids, regularize)
+            return self._recommend(input_ids, attention_mask, labels, regularize, sample)
+        return self._language_model(task, input_ids, attention_mask, labels, decoder_input_ids, regularize, sample)
 
     def _language_model(
         self,
@@ -111,6 +115,7 @@ class _CLLM4RecForTask(CLLM4RecPreTrainedModel):
         labels: Tensor | None,
         decoder_input_ids: Tensor | None,
         regularize: bool,
+        sample: tuple[Tensor, Tensor] | None,
     ) -> CLLM4RecOutput:
         if labels is not None:
             inside = labels[labels != -100]
@@ -132,8 +137,7 @@ class _CLLM4RecForTask(CLLM4RecPreTrainedModel):
             total = self._vocabulary_loss(rows, target)
         else:
             query = self.item_head.query(rows, history_rows, task)
-            scores = self.item_head.logits(query, self.collaborative_item_embeddings.weight)
-            total = nn.functional.cross_entropy(scores, target - self.first_item_id, reduction="sum")
+            total = self._item_loss(query, (target - self.first_item_id).unsqueeze(1), sample)
         lm_loss = total / len(input_ids)
         mr_loss = None
         if regularize:
@@ -161,8 +165,11 @@ class _CLLM4RecForTask(CLLM4RecPreTrainedModel):
 
     def _running_history(self, ids: Tensor) -> Tensor | None:
         # position t predicts the token after it, so the item at t already belongs to its history
-        queries = self.item_head.item_queries(ids - self.first_item_id, ids >= self.first_item_id)
+        queries = self._item_queries(ids)
         return None if queries is None else queries.cumsum(dim=1)
+
+    def _item_queries(self, ids: Tensor) -> Tensor | None:
+        return self.item_head.item_queries(ids - self.first_item_id, ids >= self.first_item_id)
 
     def _vocabulary_head(self) -> tuple[nn.Module, float | None]:
         softcap = getattr(self.config.text_config, "final_logit_softcapping", None)
@@ -174,6 +181,18 @@ class _CLLM4RecForTask(CLLM4RecPreTrainedModel):
             return vocabulary_cross_entropy(rows, head.weight, target, head.bias, softcap)
         # an adapter or a quantized layer: its weight alone does not say what it computes
         return nn.functional.cross_entropy(soft_capped(head(rows), softcap).float(), target, reduction="sum")
+
+    def _item_loss(self, query: Tensor, target: Tensor, sample: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Sum of −log p of each row's items [R, M] (−100 for none), exact or from a sample of the catalog."""
+        table = self.collaborative_item_embeddings
+        if sample is None:
+            return multinomial_nll(self.item_head.logits(query, table.weight), target)
+        items, log_expected = sample
+        valid, own = target >= 0, target.clamp(min=0)
+        positive = self.item_head.candidate_logits(query, table(own), own)
+        sampled = self.item_head.candidate_logits(query, table(items), items)
+        is_positive = (items[None, :, None] == target[:, None, :]).any(-1)
+        return sampled_nll(positive, sampled, log_expected, is_positive, valid)
 
     def prompt_states(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Hidden states that answer recommendation prompts: at the last token, or the decoder's first position.
@@ -217,7 +236,7 @@ class _CLLM4RecForTask(CLLM4RecPreTrainedModel):
         return self._predicting(hidden, history, labels)[:2]
 
     def _whole_history(self, ids: Tensor) -> Tensor | None:
-        queries = self.item_head.item_queries(ids - self.first_item_id, ids >= self.first_item_id)
+        queries = self._item_queries(ids)
         return None if queries is None else queries.sum(dim=1)
 
     def recommendation_queries(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -234,18 +253,25 @@ class _CLLM4RecForTask(CLLM4RecPreTrainedModel):
         return self.item_head.query(states, self._whole_history(input_ids), "recommendation")
 
     def _recommend(
-        self, input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor | None, regularize: bool
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        labels: Tensor | None,
+        regularize: bool,
+        sample: tuple[Tensor, Tensor] | None,
     ) -> CLLM4RecOutput:
         if labels is not None:
             self._check_range(
                 labels[labels != -100], self.num_token_ids, "labels (hold-out items)", self.first_item_id
             )
         query = self.recommendation_queries(input_ids, attention_mask)
-        logits = self.item_head.logits(query, self.collaborative_item_embeddings.weight)
+        logits = None
+        if labels is None or not self.training:
+            logits = self.item_head.logits(query, self.collaborative_item_embeddings.weight)
         if labels is None:
             return CLLM4RecOutput(logits=logits)
         target = torch.where(labels == -100, labels, labels - self.first_item_id)
-        rec_loss = multinomial_nll(logits, target) / len(input_ids)
+        rec_loss = self._item_loss(query, target, sample) / len(input_ids)
         mr_loss = None
         if regularize:
             ids = torch.cat([input_ids, labels], dim=1)
@@ -254,11 +280,11 @@ class _CLLM4RecForTask(CLLM4RecPreTrainedModel):
             loss=rec_loss if mr_loss is None else rec_loss + mr_loss,
             rec_loss=rec_loss,
             mr_loss=mr_loss,
-            logits=None if self.training else logits,
+            logits=logits,
         )
 
     def _mutual_regularization(self, ids: Tensor, task: str) -> Tensor:
-        users, items, content_users, content_items = (table.weight for table in self.tables())
+        users, items, content_users, content_items = self.tables()
         prior = self.config.lambda_l
         if task == "content":
             users, items, content_users, content_items = content_users, content_items, users, items

@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from cllm4rec_hf import CLLM4RecForRecommendation
+from cllm4rec_hf.data.negatives import ItemSampler
 from cllm4rec_hf.modeling.losses_cllm4rec import (
     distinct_rows,
     multinomial_nll,
     mutual_regularization,
+    sampled_nll,
     vocabulary_cross_entropy,
     vocabulary_logits,
 )
@@ -181,11 +183,14 @@ def test_recommendation_loss_by_hand(family, calibrated):
 
 def test_mutual_regularization_closed_form_and_gradient():
     generator = torch.Generator().manual_seed(0)
-    learning = torch.randn(4, 6, generator=generator, dtype=torch.float64, requires_grad=True)
-    fixed = torch.randn(4, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+    tables = [torch.nn.Embedding(4, 6, dtype=torch.float64) for _ in range(2)]
+    with torch.no_grad():
+        for table in tables:
+            table.weight.normal_(generator=generator)
+    learning, fixed = (table.weight for table in tables)
     # row 2 occurs in both documents and twice in the first; row 0 nowhere
     ids = torch.tensor([[12, 12, 11, 3], [12, 13, 99, 3]])
-    loss = mutual_regularization(ids, 10, learning, fixed, 0.5, prior=0.2)
+    loss = mutual_regularization(ids, 10, *tables, 0.5, prior=0.2)
     weights = torch.tensor([0.0, 1.0, 2.0, 1.0], dtype=torch.float64).unsqueeze(1)
     expected = (weights * (0.25 * (learning - fixed) ** 2 + 0.1 * learning**2)).sum()
     torch.testing.assert_close(loss, expected)
@@ -246,3 +251,78 @@ def test_logits_come_with_the_loss_only_outside_training(family):
     output = model(**inputs, task="collaborative")
     assert output.logits.shape == (3, inputs["labels"].shape[1], ITEMS)
     assert model(**batch(family, TEXTS), task="content").logits.shape[-1] == WORDS
+
+
+def catalog_loss(weights, query, target, sample=None):
+    valid, own = target >= 0, target.clamp(min=0)
+    if sample is None:
+        return multinomial_nll(query @ weights.T, target)
+    items, log_expected = sample
+    is_positive = (items[None, :, None] == target[:, None, :]).any(-1)
+    positive = (weights[own] @ query.unsqueeze(-1)).squeeze(-1)
+    return sampled_nll(positive, query @ weights[items].T, log_expected, is_positive, valid)
+
+
+def test_a_sampled_softmax_converges_to_the_exact_one():
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(300, 8, generator=generator)
+    query = torch.randn(4, 8, generator=generator, requires_grad=True)
+    target = torch.tensor([[1, 5, 9], [7, -100, -100], [200, 1, -100], [299, 298, 297]])
+    popularity = np.arange(300)[::-1] ** 2
+    (exact,) = torch.autograd.grad(catalog_loss(weights, query, target), query)
+    errors = []
+    for size in (30, 300, 3_000, 30_000):
+        found = []
+        for step in range(20):
+            sample = ItemSampler(popularity, size, seed=3).draw(step)
+            found.append(torch.autograd.grad(catalog_loss(weights, query, target, sample), query)[0])
+        errors.append(float((torch.stack(found) - exact).square().mean().sqrt() / exact.square().mean().sqrt()))
+    # a hundred times the sample is a tenth of the error
+    assert errors[3] < 0.02 and errors[3] < 0.2 * errors[1] and errors[2] < 0.2 * errors[0]
+    # without the correction it converges to something else
+    items, log_expected = ItemSampler(popularity, 30_000, seed=3).draw(0)
+    (wrong,) = torch.autograd.grad(
+        catalog_loss(weights, query, target, (items, torch.zeros_like(log_expected))), query
+    )
+    assert float((wrong - exact).norm() / exact.norm()) > 0.05
+
+
+def test_the_sampler_draws_what_it_says():
+    popularity = np.array([0, 0, 100, 1, 3, 0])
+    sampler = ItemSampler(popularity, 200_000, seed=1)
+    items, log_expected = sampler.draw(7)
+    counts = np.bincount(items, minlength=6)
+    expected = 200_000 * (0.5 * popularity / 104 + 0.5 / 6)
+    assert np.abs(counts - expected).max() < 5 * np.sqrt(expected.max())
+    np.testing.assert_allclose(log_expected.exp().numpy(), expected[items], rtol=1e-5)
+    again, _ = ItemSampler(popularity, 200_000, seed=1).draw(7)
+    assert torch.equal(items, again) and not torch.equal(items, sampler.draw(8)[0])
+    with pytest.raises(ValueError, match="got 0 items and size 5"):
+        ItemSampler(np.array([]), 5)
+
+
+@pytest.mark.parametrize("task", ["collaborative", "content", "recommendation"])
+@pytest.mark.parametrize("sampled", [False, True])
+def test_row_sparse_gradients_are_the_dense_ones(task, sampled):
+    model = CLLM4RecForRecommendation.from_backbone(make_backbone("llama"), 5, 7, seed=1, history_rank=4, lambda_l=0.3)
+    model.train()
+    first = model.first_item_id
+    ids = torch.tensor([[96, 3, first, first + 2], [98, 3, first + 6, first + 2]])
+    labels = {"content": ids.masked_fill(ids >= 96, -100), "recommendation": torch.tensor([[first + 1], [first + 4]])}
+    labels["collaborative"] = ids.masked_fill(ids < first, -100)
+    sample = ItemSampler(np.ones(7), 50).draw(0) if sampled else None
+    tables = [*model.tables(), model.item_head.history_queries]
+    gradients = []
+    for sparse in (False, True):
+        for table in tables:
+            table.sparse = sparse
+        model.zero_grad()
+        model(ids, torch.ones_like(ids), labels=labels[task], task=task, sample=sample).loss.backward()
+        gradients.append([None if t.weight.grad is None else t.weight.grad for t in tables])
+    for dense, by_rows in zip(*gradients, strict=True):
+        assert (dense is None) == (by_rows is None)
+        if dense is not None:
+            torch.testing.assert_close(by_rows.to_dense(), dense)
+    # the exact item softmax alone has something to say to every row
+    is_sparse = [g.is_sparse for g in gradients[1] if g is not None]
+    assert all(is_sparse) == (sampled or task == "content")
