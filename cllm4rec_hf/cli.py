@@ -182,6 +182,10 @@ def _train(options: argparse.Namespace) -> int:
     from .trainers.settings import parse_settings
 
     train(parse_settings(options.rest))
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
+        PartialState().destroy_process_group()
     return 0
 
 

@@ -21,9 +21,11 @@ class AlternatingBatchSampler(Sampler[list[DocumentKey]]):
 
     Args:
         corpora: one corpus, or two that alternate.
-        batch_size: documents in a micro-batch at the most.
-        micro_batches: micro-batches of an optimizer step.
+        batch_size: documents in a micro-batch.
+        micro_batches: micro-batches of an optimizer step in each process.
         seed: seed of the order.
+        process: which of the processes this one is; each gets its own share of every step's documents.
+        processes: number of processes.
 
     Raises:
         CLLM4RecError: if a corpus has fewer documents than an optimizer step has micro-batches.
@@ -35,17 +37,23 @@ class AlternatingBatchSampler(Sampler[list[DocumentKey]]):
         batch_size: int,
         micro_batches: int = 1,
         seed: int = 0,
+        process: int = 0,
+        processes: int = 1,
     ):
+        parts = micro_batches * processes
         for corpus in corpora:
-            if len(corpus) < micro_batches:
+            if len(corpus) < parts:
+                across = f" in {processes} processes" if processes > 1 else ""
                 raise CLLM4RecError(
-                    f"The {corpus.task} corpus has {len(corpus)} documents, fewer than the {micro_batches} "
-                    "micro-batches of an optimizer step; lower gradient_accumulation_steps"
+                    f"The {corpus.task} corpus has {len(corpus)} documents, fewer than the {parts} micro-batches "
+                    f"of an optimizer step{across}; lower gradient_accumulation_steps"
                 )
         self.corpora, self.batch_size, self.micro_batches, self.seed = corpora, batch_size, micro_batches, seed
         self.drop_last = False
         self.epoch = 0
-        self._steps = [-(-len(corpus) // (batch_size * micro_batches)) for corpus in corpora]
+        self.process, self.processes = process, processes
+        # no step has fewer documents than micro-batches, if need be at the price of a document more than batch_size
+        self._steps = [min(-(-len(c) // (batch_size * parts)), len(c) // parts) for c in corpora]
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration yields; the Trainer calls this."""
@@ -80,7 +88,7 @@ class AlternatingBatchSampler(Sampler[list[DocumentKey]]):
         return [
             [
                 [DocumentKey(corpus, int(document), reading) for document in micro]
-                for micro in np.array_split(chunk, self.micro_batches)
+                for micro in np.array_split(chunk, self.micro_batches * self.processes)[self.process :: self.processes]
             ]
             for chunk in shuffled
         ]

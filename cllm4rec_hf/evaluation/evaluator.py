@@ -91,7 +91,12 @@ class Evaluator:
         self.relevant = data.histories(split)
 
     def evaluate(
-        self, ranker: Ranker, users: np.ndarray | None = None, progress: bool = False, bootstrap: bool = True
+        self,
+        ranker: Ranker,
+        users: np.ndarray | None = None,
+        progress: bool = False,
+        bootstrap: bool = True,
+        accelerator: Any = None,
     ) -> EvaluationResult:
         """Rank for every user with something to find.
 
@@ -101,6 +106,7 @@ class Evaluator:
                 out of the means and counted in `num_skipped`.
             progress: whether to show a progress bar (after two seconds).
             bootstrap: whether to compute intervals.
+            accelerator: shares the users out among its processes; every process gets the result.
 
         Returns:
             The metrics.
@@ -111,9 +117,10 @@ class Evaluator:
                 numbers.
         """
         chosen = self._choose(users)
-        per_user = {name: np.empty(len(chosen)) for name in self.metrics}
+        per_user = {name: np.zeros(len(chosen)) for name in self.metrics}
         depth = max(k for _, k in self.metrics.values())
-        starts: Iterable[int] = range(0, len(chosen), self.batch_size)
+        process, processes = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
+        starts: Iterable[int] = range(process * self.batch_size, len(chosen), self.batch_size * processes)
         if progress:
             from tqdm.auto import tqdm
 
@@ -138,6 +145,8 @@ class Evaluator:
             hit = hits(ranked, relevant)
             for name, (metric, k) in self.metrics.items():
                 per_user[name][start : start + len(batch)] = metric(ranked, relevant, k, hit=hit)
+        if processes > 1:
+            per_user = {name: _add_up(accelerator, values) for name, values in per_user.items()}
         intervals = {}
         if bootstrap:
             intervals = {
@@ -207,3 +216,10 @@ def parse_metric(name: str) -> tuple[Callable[..., np.ndarray], int]:
 
 def _rows(histories: Histories, users: np.ndarray) -> list[np.ndarray]:
     return [histories[int(user)] for user in users]
+
+
+def _add_up(accelerator: Any, values: np.ndarray) -> np.ndarray:
+    """The sum over processes: each has filled in its own users, and zeros elsewhere."""
+    import torch
+
+    return accelerator.reduce(torch.from_numpy(values).to(accelerator.device), "sum").cpu().numpy()

@@ -17,11 +17,24 @@ class CLLM4RecTrainingArguments(TrainingArguments):
         content_learning_rate: learning rate of the content tables; None takes `learning_rate`.
         user_learning_rate: learning rate of the collaborative user table; None takes `learning_rate`.
         head_learning_rate: learning rate of the item head's own parameters; None takes `learning_rate`.
+        row_sparse: whether `RowAdamW` on row-sparse gradients takes the place of `optim` where that is AdamW.
+        sampled_softmax_above: catalogs of more items train on a sample of their item softmax; others on all of it.
+        sampled_softmax_size: items of that sample.
 
     Raises:
         CLLM4RecError: if `hub_strategy` would upload pickles.
     """
 
+    row_sparse: bool = field(
+        default=True,
+        metadata={
+            "help": "AdamW by rows: a step moves the rows of the tables that its documents read, and no others."
+        },
+    )
+    sampled_softmax_above: int = field(
+        default=50_000, metadata={"help": "Catalogs of more items train on a sample of their item softmax."}
+    )
+    sampled_softmax_size: int = field(default=8_192, metadata={"help": "Items of that sample."})
     content_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the content tables; by default learning_rate."}
     )

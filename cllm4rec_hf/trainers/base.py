@@ -3,21 +3,28 @@
 import logging
 import time
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from accelerate.data_loader import prepare_data_loader
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback
 
 from ..data.collators import TaskCollator
 from ..data.corpora import ContentCorpus, DocumentSet, InteractionCorpus
+from ..data.negatives import ItemSampler
 from ..data.sampling import AlternatingBatchSampler
 from ..errors import CLLM4RecError
 from ..modeling.adapters_cllm4rec import TRAINED_BESIDE_ADAPTERS
 from ..modeling.quantization_cllm4rec import is_quantized, layer_without_gradient
 from .arguments import CLLM4RecTrainingArguments
 from .pushing import PushingTrainer
+from .row_adamw import RowAdamW
+from .row_gradients import gradient_norm, share_row_gradients
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +76,7 @@ class CLLM4RecTrainer(PushingTrainer):
         super().__init__(model=model, args=args, data_collator=collator, train_dataset=self.documents, **kwargs)
         self._check_tables_learn()
         self._check_gradient_reaches_tables()
+        self._items = self._item_sampler()
         self.remove_callback(PrinterCallback)
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
@@ -97,23 +105,27 @@ class CLLM4RecTrainer(PushingTrainer):
 
     # ---- batches
 
-    def get_train_dataloader(self) -> DataLoader:
-        """Batches of `AlternatingBatchSampler`.
+    @property
+    def _data_seed(self) -> int:
+        return self.args.data_seed if self.args.data_seed is not None else self.args.seed
 
-        Raises:
-            CLLM4RecError: if there is more than one process.
-        """
-        if self.args.world_size > 1:
-            # accelerate shards only batches that are all of one size, and would drop the others silently
-            raise CLLM4RecError(
-                f"Training runs in one process, got {self.args.world_size}; start it with --num_processes 1"
-            )
-        seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
+    def _item_sampler(self) -> ItemSampler | None:
+        """What stands for the catalog in the item softmaxes, None where they are exact."""
+        histories = next((corpus.histories for corpus in self.corpora if isinstance(corpus, InteractionCorpus)), None)
+        if histories is None or histories.num_items <= self.args.sampled_softmax_above:
+            return None
+        popularity = np.bincount(histories.items, minlength=histories.num_items)
+        return ItemSampler(popularity, self.args.sampled_softmax_size, self._data_seed)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """This process's share of the batches of `AlternatingBatchSampler`."""
         sampler = AlternatingBatchSampler(
             self.corpora,
             self._train_batch_size,
             self.args.gradient_accumulation_steps,
-            seed,
+            self._data_seed,
+            self.args.process_index,
+            self.args.world_size,
         )
         loader: DataLoader = DataLoader(
             self.documents,
@@ -124,10 +136,24 @@ class CLLM4RecTrainer(PushingTrainer):
             persistent_workers=self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
         )
-        return self.accelerator.prepare(loader)
+        # the sampler has shared the documents out; accelerate would drop what does not make equal batches
+        return prepare_data_loader(
+            loader, device=self.accelerator.device, num_processes=1, process_index=0, put_on_device=True
+        )
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
-        return torch.tensor(sum(len(batch["input_ids"]) for batch in batch_samples), device=device)
+        documents = torch.tensor(sum(len(batch["input_ids"]) for batch in batch_samples), device=device)
+        return self.accelerator.reduce(documents, "sum")
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as `Trainer.train` does."""
+        result = super().train(*args, **kwargs)
+        if self.accelerator.num_processes > 1:
+            # DistributedDataParallel must not outlive the process group: as its last owner it would wait for gloo's
+            # threads with Python's lock held, which they need
+            self.model_wrapped = self.model
+            self.accelerator.free_memory()
+        return result
 
     # ---- loss
 
@@ -143,6 +169,10 @@ class CLLM4RecTrainer(PushingTrainer):
         Raises:
             FloatingPointError: if the loss is not finite.
         """
+        if self._items is not None and inputs["task"] != "content" and model.training:
+            # one sample a step: micro-batches and processes share it, so they do not change the gradient
+            sample = self._items.draw(self.state.global_step)
+            inputs = {**inputs, "sample": tuple(part.to(self.args.device) for part in sample)}
         outputs = model(**inputs, regularize=self.regularize)
         documents = len(inputs["input_ids"])
         loss = outputs.loss
@@ -151,7 +181,8 @@ class CLLM4RecTrainer(PushingTrainer):
                 raise FloatingPointError(self._divergence(f"the loss of a {inputs['task']} batch is {loss.item()}"))
             self._record(inputs, outputs, documents)
         if num_items_in_batch is not None:
-            loss = loss * documents / num_items_in_batch
+            # gradients are averaged over processes, documents are counted over all of them
+            loss = loss * documents * self.accelerator.num_processes / num_items_in_batch
         return (loss, outputs) if return_outputs else loss
 
     def _divergence(self, what: str) -> str:
@@ -190,11 +221,56 @@ class CLLM4RecTrainer(PushingTrainer):
             optimizer_class, settings = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(
                 self.args, target
             )
+            if self._steps_by_rows():
+                optimizer_class = RowAdamW
+                settings = {name: value for name, value in settings.items() if name in ("lr", "betas", "eps")}
+                for table in self._row_tables():
+                    table.sparse = True
             groups = [
                 group for group in self.parameter_groups(self.accelerator.unwrap_model(target)) if group["params"]
             ]
             self.optimizer = optimizer_class(groups, **settings)
         return self.optimizer
+
+    def _steps_by_rows(self) -> bool:
+        is_adamw = self.optimizer_cls_and_kwargs is None and str(
+            getattr(self.args.optim, "value", self.args.optim)
+        ).startswith("adamw_torch")
+        # FSDP shards tables by rows itself, and knows dense gradients only
+        return self.args.row_sparse and is_adamw and not self.is_fsdp_enabled
+
+    def _row_tables(self) -> list[torch.nn.Embedding]:
+        """Tables whose gradient comes from look-ups."""
+        model = self.accelerator.unwrap_model(self.model)
+        queries = model.item_head.history_queries
+        return [*model.tables(), *([] if queries is None else [queries])]
+
+    def _wrap_model(self, model: Any, training: bool = True, dataloader: Any = None) -> Any:
+        if training and self.accelerator.num_processes > 1 and self._steps_by_rows():
+            rows = {id(table.weight) for table in self._row_tables()}
+            names = [name for name, parameter in model.named_parameters() if id(parameter) in rows]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
+            if not any(p.requires_grad for p in model.parameters() if id(p) not in rows):
+                # nothing is left for DistributedDataParallel, which refuses to wrap such a model
+                self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
+        return super()._wrap_model(model, training=training, dataloader=dataloader)
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """A micro-batch's backward pass; after the last of a step, processes exchange the gradients of rows."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.num_processes > 1 and self.accelerator.sync_gradients and self._steps_by_rows():
+            share_row_gradients(self.accelerator, self._row_tables())
+        return loss
+
+    def _clip_grad_norm(self, model: Any) -> torch.Tensor:
+        if not self._steps_by_rows():
+            return super()._clip_grad_norm(model)
+        return gradient_norm(model.parameters(), self.args.max_grad_norm)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        if grad_norm is None and self._steps_by_rows():
+            grad_norm = gradient_norm(model.parameters())
+        return super()._get_grad_norm(model, grad_norm)
 
     # ---- log
 
@@ -218,10 +294,20 @@ class CLLM4RecTrainer(PushingTrainer):
             self._counts["cells"] += inputs["labels"].numel()
         self._counts["documents"] += documents
 
+    def _add_up_processes(self) -> None:
+        if self.accelerator.num_processes == 1:
+            return
+        for record in (self._sums, self._counts):
+            names = sorted(record)
+            values = torch.tensor([float(record[name]) for name in names], dtype=torch.float64)
+            total = self.accelerator.reduce(values.to(self.args.device), "sum").tolist()
+            record.update(zip(names, total, strict=True))
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the loss's parts and the speed to the log, and write one summary line an epoch."""
         if "loss" in logs and self._counts["documents"]:
             seconds = max(time.perf_counter() - self._since, 1e-9)
+            self._add_up_processes()
             tokens = float(self._sums.pop("tokens"))
             for name, total in self._sums.items():
                 logs[name] = round(float(total) / self._counts[name], 4)

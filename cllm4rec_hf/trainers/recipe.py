@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 import yaml
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -70,12 +72,14 @@ class Recipe:
         self.settings: Any = settings
         self.output = Path(settings.output)
         self.history: dict[str, list[dict[str, Any]]] = {}
+        # every process trains, the main one alone writes
+        self.processes = PartialState(cpu=not torch.accelerator.is_available())
 
     def run(self) -> Path:
         """Train, save, and return the checkpoint's directory."""
         self.data = PreparedData.load(self.settings.data)
         self.made_by = {**self.settings.what_made_it(), "data_fingerprint": self.data.fingerprint}
-        if self._is_finished():
+        if self._ask_main_process(self._is_finished):
             logger.info("%s already holds this run's checkpoint; nothing to do", self.output)
             return self.output
         self._prepare_parts()
@@ -89,9 +93,25 @@ class Recipe:
             else:
                 logger.info("Stage %d of %d: %s", number, len(stages), name)
                 self._run_stage(name, directory, stage)
-        return self._finish()
+        if self.processes.is_main_process:
+            self._finish()
+        self.processes.wait_for_everyone()
+        return self.output
 
     # ---- before the stages
+
+    def _ask_main_process(self, question: Callable[[], Any]) -> Any:
+        """The main process's answer, in every process; so is the error that it met."""
+        answer: list[Any] = [None, None]
+        if self.processes.is_main_process:
+            try:
+                answer[0] = question()
+            except CLLM4RecError as error:
+                answer[1] = str(error)
+        broadcast_object_list(answer)
+        if answer[1] is not None:
+            raise CLLM4RecError(answer[1])
+        return answer[0]
 
     def _is_finished(self) -> bool:
         file = self.output / SETTINGS_FILE
@@ -127,11 +147,8 @@ class Recipe:
         except ValueError as error:
             raise CLLM4RecError(f"The backbone {settings.backbone!r} cannot be used: {error}") from error
         self._check_context(backbone)
-        self.output.mkdir(parents=True, exist_ok=True)
-        beside = self.output / f"{SETTINGS_FILE}.part"
-        about = about_run(self.data.meta, settings.backbone, settings.backbone_revision)
-        beside.write_text(yaml.safe_dump({**self.made_by, "about": about}, sort_keys=False), encoding="utf-8")
-        beside.replace(self.output / SETTINGS_FILE)
+        if self.processes.is_main_process:
+            self._write_settings()
         self.catalog = Catalog.from_prepared(self.data, settings.include_histories)
         start = self._warm_start(backbone.hidden_size)
         dtype = _dtype(settings.dtype)
@@ -181,6 +198,13 @@ class Recipe:
         self.recommendation_collator = RecommendationCollator(
             self.prompts, length, tuple(settings.mask_share), settings.anonymous_share, seed
         )
+
+    def _write_settings(self) -> None:
+        self.output.mkdir(parents=True, exist_ok=True)
+        beside = self.output / f"{SETTINGS_FILE}.part"
+        about = about_run(self.data.meta, self.settings.backbone, self.settings.backbone_revision)
+        beside.write_text(yaml.safe_dump({**self.made_by, "about": about}, sort_keys=False), encoding="utf-8")
+        beside.replace(self.output / SETTINGS_FILE)
 
     def _warm_start(self, max_rank: int) -> WarmStart | None:
         if self.settings.warm_start == "none":
@@ -266,6 +290,8 @@ class Recipe:
             "per_device_train_batch_size": settings.batch_size,
             "gradient_accumulation_steps": settings.gradient_accumulation_steps,
             "seed": settings.seed,
+            # said outright, or several processes on CPUs would not find each other
+            "use_cpu": not torch.accelerator.is_available(),
             "report_to": settings.report_to.split(","),
         }
 
@@ -278,16 +304,18 @@ class Recipe:
 
     def _run_stage(self, name: str, directory: Path, stage: Callable[[Path], Any]) -> None:
         trainer = stage(directory)
-        last = _last_complete_checkpoint(directory)
+        last = self._ask_main_process(lambda: _last_complete_checkpoint(directory))
         if last is not None:
             logger.info("Going on from %s", last)
         with logging_redirect_tqdm():
             trainer.train(resume_from_checkpoint=last)
         self.history[name] = trainer.state.log_history
-        beside = directory / "final.part"
-        self.model.save_pretrained(beside)
-        (beside / LOG_FILE).write_text(json.dumps(self.history[name]))
-        beside.replace(directory / "final")
+        if self.processes.is_main_process:
+            beside = directory / "final.part"
+            self.model.save_pretrained(beside)
+            (beside / LOG_FILE).write_text(json.dumps(self.history[name]))
+            beside.replace(directory / "final")
+        self.processes.wait_for_everyone()
 
     def _load_tables(self, directory: Path) -> None:
         missing, unexpected = self.model.load_state_dict(load_file(directory / "model.safetensors"), strict=False)
@@ -297,7 +325,7 @@ class Recipe:
 
     # ---- after the stages
 
-    def _finish(self) -> Path:
+    def _finish(self) -> None:
         beside = self.output / "checkpoint.part"
         self.model.save_pretrained(beside)
         self.tokenizer.save_pretrained(beside)
@@ -311,7 +339,6 @@ class Recipe:
         # the stages' checkpoints held optimizer states for resuming; nothing needs them any more
         shutil.rmtree(self.output / STAGES_DIRECTORY, ignore_errors=True)
         logger.info("The checkpoint lies in %s", self.output)
-        return self.output
 
 
 def _from_backbone(backbone: str, *args: Any, **kwargs: Any) -> Any:

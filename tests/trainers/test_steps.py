@@ -5,7 +5,6 @@ import torch
 from transformers import TrainerCallback
 
 from cllm4rec_hf import (
-    CLLM4RecError,
     ContentArguments,
     ContentTrainer,
     MutualRegularizationArguments,
@@ -235,10 +234,3 @@ def test_another_model_in_the_same_directory_keeps_its_own_start(base_tokenizer,
         trainer.train()
         # no epoch ranks better than the start, so the start is what is left
         assert not moved(before, tables(parts.model)), seed
-
-
-def test_several_processes_are_refused(base_tokenizer, tmp_path, monkeypatch):
-    trainer = trainer_of("content", make_parts(base_tokenizer), tmp_path)
-    monkeypatch.setattr(type(trainer.args), "world_size", property(lambda self: 2))
-    with pytest.raises(CLLM4RecError, match="Training runs in one process, got 2"):
-        trainer.get_train_dataloader()
