@@ -96,7 +96,8 @@ class RecommendationTrainer(CLLM4RecTrainer):
             The metrics and `…_score`, their sum.
         """
         evaluator = self.evaluator if eval_dataset is None else eval_dataset
-        result = evaluator.evaluate(self.ranker, bootstrap=False, accelerator=self.accelerator)
+        shared = {"accelerator": self.accelerator} if self.accelerator.num_processes > 1 else {}
+        result = evaluator.evaluate(self.ranker, bootstrap=False, **shared)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in result.metrics.items()}
         metrics[f"{metric_key_prefix}_score"] = sum(result.metrics.values())
         self.log(metrics)
