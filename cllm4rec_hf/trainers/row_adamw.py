@@ -1,6 +1,7 @@
 """AdamW that touches only the rows of a table which the step's documents read."""
 
 import math
+import mmap
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -96,8 +97,12 @@ class RowAdamW(torch.optim.Optimizer):
 def _untouched(parameter: Tensor) -> Tensor:
     if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
         return torch.zeros_like(parameter, memory_format=torch.preserve_format)
-    # numpy's zeros are pages that the system hands out when they are first written; torch would write them all
-    return torch.from_numpy(np.zeros(tuple(parameter.shape), dtype=np.float32))
+    # pages that the system hands out when they are first written; torch's zeros would write them all
+    pages = mmap.mmap(-1, max(1, parameter.numel() * 4))
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        # by small pages, or a row would take two megabytes
+        pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.from_numpy(np.frombuffer(pages, dtype=np.float32, count=parameter.numel())).view(parameter.shape)
 
 
 def _update(

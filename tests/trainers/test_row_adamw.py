@@ -105,4 +105,4 @@ def test_untouched_rows_of_state_take_no_memory():
     table.grad = torch.sparse_coo_tensor(torch.tensor([[5, 299_999]]), torch.ones(2, 100), table.shape)
     optimizer.step()
     # two moments of 114 MB each
-    assert resident() - before < 30
+    assert resident() - before < 5
