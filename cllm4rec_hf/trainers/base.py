@@ -221,11 +221,12 @@ class CLLM4RecTrainer(PushingTrainer):
             optimizer_class, settings = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(
                 self.args, target
             )
-            if self._steps_by_rows():
+            by_rows = self._steps_by_rows()
+            if by_rows:
                 optimizer_class = RowAdamW
                 settings = {name: value for name, value in settings.items() if name in ("lr", "betas", "eps")}
-                for table in self._row_tables():
-                    table.sparse = True
+            for table in self._row_tables():
+                table.sparse = by_rows
             groups = [
                 group for group in self.parameter_groups(self.accelerator.unwrap_model(target)) if group["params"]
             ]
@@ -236,8 +237,9 @@ class CLLM4RecTrainer(PushingTrainer):
         is_adamw = self.optimizer_cls_and_kwargs is None and str(
             getattr(self.args.optim, "value", self.args.optim)
         ).startswith("adamw_torch")
-        # FSDP shards tables by rows itself, and knows dense gradients only
-        return self.args.row_sparse and is_adamw and not self.is_fsdp_enabled
+        # these know dense gradients only
+        knows_rows = not (self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.device.type == "mps")
+        return self.args.row_sparse and is_adamw and knows_rows
 
     def _row_tables(self) -> list[torch.nn.Embedding]:
         """Tables whose gradient comes from look-ups."""

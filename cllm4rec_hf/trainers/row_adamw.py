@@ -112,12 +112,16 @@ def _update(
     beta1, beta2 = group["betas"]
     step += 1
     shape = step.shape + (1,) * (weight.dim() - 1)
-    count = step.to(torch.float64)
-    # in double precision and then back: 1 − βᵗ loses half its digits for small t in single precision
-    size = (group["lr"] / (1 - beta1**count)).to(weight.dtype).view(shape)
-    scale = (1 - beta2**count).sqrt().to(weight.dtype).view(shape)
+    count = step.float().view(shape)
+    size = group["lr"] / _correction(count, beta1)
+    scale = _correction(count, beta2) ** 0.5
     if group["weight_decay"]:
         weight.mul_(1 - group["lr"] * group["weight_decay"])
     average.lerp_(gradient, 1 - beta1)
     square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
     weight.sub_(average / (square.sqrt() / scale).add_(group["eps"]) * size)
+
+
+def _correction(count: Tensor, beta: float) -> Tensor:
+    # 1 − βᵗ, which would lose half its digits in single precision for small t
+    return torch.ones_like(count) if beta == 0 else -torch.expm1(count * math.log(beta))

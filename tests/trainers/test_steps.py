@@ -12,6 +12,7 @@ from cllm4rec_hf import (
     RecommendationArguments,
     RecommendationTrainer,
 )
+from cllm4rec_hf.trainers.row_adamw import RowAdamW
 from tests.trainers.parts import make_parts, tables
 
 FAMILIES = ("gpt2", "llama", "t5")
@@ -234,3 +235,21 @@ def test_another_model_in_the_same_directory_keeps_its_own_start(base_tokenizer,
         trainer.train()
         # no epoch ranks better than the start, so the start is what is left
         assert not moved(before, tables(parts.model)), seed
+
+
+def test_tables_go_back_to_dense_gradients_for_another_optimizer(base_tokenizer, tmp_path):
+    parts = make_parts(base_tokenizer)
+    settings = {"max_steps": 2, "use_cpu": True, "save_strategy": "no", "disable_tqdm": True}
+    for further, expected in (
+        ({}, RowAdamW),
+        ({"optim": "sgd"}, torch.optim.SGD),
+        ({"row_sparse": False}, torch.optim.AdamW),
+    ):
+        args = MutualRegularizationArguments(output_dir=str(tmp_path), **settings, **further)
+        trainer = MutualRegularizationTrainer(
+            parts.model, args, parts.collaborative, parts.collaborative_collator, parts.content, parts.content_collator
+        )
+        before = tables(parts.model)
+        trainer.train()
+        assert type(trainer.optimizer.optimizer) is expected
+        assert not torch.equal(before["content_item_embeddings.weight"], parts.model.content_item_embeddings.weight)
