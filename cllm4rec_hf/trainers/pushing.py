@@ -28,14 +28,14 @@ class PushingTrainer(Trainer):
     catalog: Any = None
     push_in_progress: Any
 
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+    def init_hf_repo(self, token: str | None = None, **kwargs: Any) -> None:  # type: ignore[override]
         """Make the repository, as `Trainer` does.
 
         Raises:
             HubError: if the Hub refuses, e.g. for want of a token.
         """
         with writing(self.args.hub_model_id or Path(self.args.output_dir).absolute().name):
-            super().init_hf_repo(token=token, private=private)
+            super().init_hf_repo(token=token, **kwargs)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write nothing here: `Trainer`'s draft would name local data and paths. Each upload has this package's card.
@@ -70,7 +70,8 @@ class PushingTrainer(Trainer):
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if self.hub_model_id is None:
-            self.init_hf_repo(token=token, private=private)
+            # transformers 5.20 does not know the argument
+            self.init_hf_repo(token=token, **({} if private is None else {"private": private}))
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
