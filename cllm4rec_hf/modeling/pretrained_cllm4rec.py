@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
+from .attention_cllm4rec import attends_by_document, choose_attention, encode_documents
 from .backbone_cllm4rec import load_backbone, pin_revision
 from .configuration_cllm4rec import CLLM4RecConfig, without_quantization
 from .head_cllm4rec import ItemHead
@@ -114,7 +115,8 @@ class CLLM4RecPreTrainedModel(BackboneElsewhere):
 
         Args:
             backbone: Hub id, directory, GGUF file, `package://PACKAGE/FILE`, or a live language model with its head
-                (which then belongs to the new model and is saved with it).
+                (which then belongs to the new model and is saved with it, and keeps its attention implementation
+                unless that is transformers' default).
             num_users: number of user tokens I.
             num_items: number of item tokens J.
             num_layers: keep only the backbone's first so many layers.
@@ -140,6 +142,7 @@ class CLLM4RecPreTrainedModel(BackboneElsewhere):
             if is_quantized(backbone):
                 raise ValueError(CANNOT_BE_SAVED)
             name, loaded = None, backbone
+            choose_attention(loaded)
         else:
             name = os.fspath(backbone)
             revision = pin_revision(name, revision, backbone_kwargs or {})
@@ -271,7 +274,7 @@ class CLLM4RecPreTrainedModel(BackboneElsewhere):
             position_ids: [B, T] int64, decoder-only backbones; by default counted from the attention mask.
 
         Returns:
-            [B, T, d], or [B, M, d] of the decoder, in the backbone's dtype.
+            [B, T, d], or [B, M, d] of the decoder, in the backbone's dtype; not defined where there is padding.
 
         Raises:
             ValueError: if a row is longer than the backbone's context, or an id is out of range.
@@ -297,6 +300,8 @@ class CLLM4RecPreTrainedModel(BackboneElsewhere):
                 hidden = hidden * self.config.hidden_size**-0.5
             return hidden
         decoder = self.backbone.get_decoder()
+        if position_ids is None and attends_by_document(self.backbone) and not torch.compiler.is_compiling():
+            return encode_documents(decoder, embedded, attention_mask)
         positions = {}
         if position_ids is None and attention_mask is not None:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)

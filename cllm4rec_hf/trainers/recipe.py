@@ -160,10 +160,7 @@ class Recipe:
             revision=settings.backbone_revision,
             dtype=dtype,
             seed=settings.seed,
-            backbone_kwargs={
-                "attn_implementation": _attention(settings, dtype),
-                **_quantization(settings.quantization),
-            },
+            backbone_kwargs={**_attention(settings.attn_implementation), **_quantization(settings.quantization)},
             preset=settings.preset,
             lambda_c=settings.lambda_c,
             lambda_l=settings.lambda_l,
@@ -395,12 +392,8 @@ def _quantization(name: str | None) -> dict[str, Any]:
         raise CLLM4RecError(str(error)) from error
 
 
-def _attention(settings: Any, dtype: torch.dtype) -> str:
-    if settings.attn_implementation != "auto":
-        return settings.attn_implementation
-    # on CPUs the backward pass of bfloat16 SDPA is slow for short sequences
-    is_cpu = not torch.cuda.is_available()
-    return "eager" if is_cpu and dtype == torch.bfloat16 and settings.max_length < 1024 else "sdpa"
+def _attention(name: str) -> dict[str, Any]:
+    return {} if name == "auto" else {"attn_implementation": name}
 
 
 def _start_fields(start: WarmStart | None, settings: RecipeSettings) -> dict[str, Any]:
