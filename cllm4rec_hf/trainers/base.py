@@ -257,6 +257,9 @@ class CLLM4RecTrainer(ShardingTrainer):
 
     def _wrap_model(self, model: Any, training: bool = True, dataloader: Any = None) -> Any:
         if training and (exchanged := {id(parameter) for parameter in self._exchanged_here(model)}):
+            # nobody else makes sure that all processes, on machines of their own, have found the same start
+            for tensor in (*self._exchanged_here(model), *model.item_head.buffers()):
+                torch.distributed.broadcast(tensor.data, src=0)
             names = [name for name, parameter in model.named_parameters() if id(parameter) in exchanged]
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
             if not any(p.requires_grad for p in model.parameters() if id(p) not in exchanged):

@@ -79,8 +79,7 @@ def shard_backbone(model: Any, plugin: Any, device: torch.device) -> None:
     """
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-    backbone = model.backbone
-    stacks = [backbone.get_decoder(), *([backbone.get_encoder()] if model.config.is_encoder_decoder else [])]
+    backbone, stacks = model.backbone, _stacks(model)
     if any(isinstance(stack, FSDPModule) for stack in stacks):
         return
     if is_quantized(backbone):
@@ -105,7 +104,8 @@ def shard_backbone(model: Any, plugin: Any, device: torch.device) -> None:
     _move_rest(model, device)
     _keep_shards_on_load(model)
     if plugin.activation_checkpointing:
-        model.gradient_checkpointing_enable()
+        # its name before transformers 5.24 and after
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
 
 
 def _sharding_plugin(args: Any) -> Any:
@@ -123,6 +123,12 @@ def _sharding_plugin(args: Any) -> Any:
             "Every process reads the backbone itself and keeps its shards; set fsdp_cpu_ram_efficient_loading: false"
         )
     return plugin
+
+
+def _stacks(model: Any) -> list[Any]:
+    """The backbone's decoder, and its encoder if it has one: what runs as a whole."""
+    backbone = model.backbone
+    return [backbone.get_decoder(), *([backbone.get_encoder()] if model.config.is_encoder_decoder else [])]
 
 
 def _frozen_layers(backbone: Any, stack: nn.Module) -> list[nn.Module]:
@@ -188,10 +194,11 @@ def _whole_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 @contextlib.contextmanager
-def _gathered(model: nn.Module, reshard_after_forward: bool) -> Iterator[None]:
+def _gathered(model: Any, reshard_after_forward: bool) -> Iterator[None]:
     from torch.distributed.fsdp import FSDPModule
 
-    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    stacks = _stacks(model)
+    parts = [module for stack in stacks for module in stack.modules() if isinstance(module, FSDPModule)]
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
@@ -201,3 +208,6 @@ def _gathered(model: nn.Module, reshard_after_forward: bool) -> Iterator[None]:
         for part in parts:
             part.reshard()
             part.set_reshard_after_forward(reshard_after_forward, recurse=False)
+        for stack in stacks:
+            # the order of these forward passes, another one in each process, is no order to prefetch layers in
+            stack.reset_iter_state()

@@ -252,10 +252,15 @@ class Recipe:
             self.content_collator,
             **self._parts(),
         )
-        # the trainer has put the model where it computes
-        calibrate_head(
-            self.model, self.collaborative, self.collaborative_collator, settings.initial_lm_share, seed=settings.seed
-        )
+        # by now the model is where it computes
+        with trainer.whole_backbone():
+            calibrate_head(
+                self.model,
+                self.collaborative,
+                self.collaborative_collator,
+                settings.initial_lm_share,
+                seed=settings.seed,
+            )
         return trainer
 
     def _recommendation_stage(self, directory: Path) -> RecommendationTrainer:
@@ -274,13 +279,14 @@ class Recipe:
             evaluator=Evaluator(self.data, split="validation"),
             **self._parts(),
         )
-        calibrate_head(
-            self.model,
-            self.recommendation,
-            self.recommendation_collator,
-            settings.initial_lm_share if not settings.pretraining_epochs else None,
-            seed=settings.seed,
-        )
+        with trainer.whole_backbone():
+            calibrate_head(
+                self.model,
+                self.recommendation,
+                self.recommendation_collator,
+                settings.initial_lm_share if not settings.pretraining_epochs else None,
+                seed=settings.seed,
+            )
         return trainer
 
     def _arguments(self, directory: Path, epochs: float | None, learning_rate: float | None) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def runs(tmp_path_factory):
     torch.set_num_threads(1)
     run_all(one, [*KINDS, "plain"], 6)
     keep_first(one / "plain", two / "resumed-fsdp-plain")
-    names = [f"fsdp-{kind}" for kind in (*KINDS, *FAMILIES, "plain")]
+    names = [f"fsdp-{kind}" for kind in (*KINDS, *FAMILIES, "plain", "drifted")]
     launch(two, *names, *FAMILIES, "resumed-fsdp-plain")
     keep_first(two / "fsdp-plain", one / "resumed-plain")
     run_all(one, ["resumed-plain"], 6)
@@ -92,6 +92,10 @@ def test_checkpoints_go_on_with_and_without_sharding(runs):
     expected = result(one / "plain")[1]
     same_tables(expected, result(two / "resumed-fsdp-plain")[1])
     same_tables(expected, result(one / "resumed-plain")[1])
+
+
+def test_processes_start_from_the_first_ones_tables(runs):
+    same(result(runs[0] / "plain"), result(runs[1] / "fsdp-drifted"))
 
 
 @pytest.mark.slow
