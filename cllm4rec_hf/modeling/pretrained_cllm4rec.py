@@ -35,7 +35,7 @@ class CLLM4RecPreTrainedModel(BackboneElsewhere):
     # losses are means over documents, never over tokens: Trainer must not divide them by a token count
     accepts_loss_kwargs = False
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
-    _no_split_modules: list[str] = []
+    _no_split_modules: set[str] = set()
     _keep_in_fp32_modules_strict = [
         "collaborative_user_embeddings",
         "collaborative_item_embeddings",
@@ -92,6 +92,8 @@ class CLLM4RecPreTrainedModel(BackboneElsewhere):
         backbone.requires_grad_(False)
         keep_gradient(backbone)
         self.backbone = backbone
+        # which modules a device map or a sharding may not cut
+        self._no_split_modules = set(backbone._no_split_modules or ())
         self.config.text_config = without_quantization(backbone.config)
         if self.config.backbone_name_or_path is not None:
             # transformers' Trainer reads this too, and does not miss these keys when it resumes

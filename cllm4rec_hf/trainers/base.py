@@ -22,7 +22,7 @@ from ..errors import CLLM4RecError
 from ..modeling.adapters_cllm4rec import TRAINED_BESIDE_ADAPTERS
 from ..modeling.quantization_cllm4rec import is_quantized, layer_without_gradient
 from .arguments import CLLM4RecTrainingArguments
-from .pushing import PushingTrainer
+from .fsdp import ShardingTrainer
 from .row_adamw import RowAdamW
 from .row_gradients import gradient_norm, share_row_gradients
 
@@ -38,7 +38,7 @@ class BarOnly(ProgressCallback):
         """Write nothing."""
 
 
-class CLLM4RecTrainer(PushingTrainer):
+class CLLM4RecTrainer(ShardingTrainer):
     """Trains the tables of a CLLM4Rec model on one corpus, or on two whose steps alternate.
 
     The loss of an optimizer step is the mean over all its documents, whatever the micro-batches and the padding.
@@ -238,7 +238,7 @@ class CLLM4RecTrainer(PushingTrainer):
             getattr(self.args.optim, "value", self.args.optim)
         ).startswith("adamw_torch")
         # these know dense gradients only
-        knows_rows = not (self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.device.type == "mps")
+        knows_rows = not (self.is_deepspeed_enabled or self.args.device.type == "mps")
         return self.args.row_sparse and is_adamw and knows_rows
 
     def _row_tables(self) -> list[torch.nn.Embedding]:
@@ -247,12 +247,22 @@ class CLLM4RecTrainer(PushingTrainer):
         queries = model.item_head.history_queries
         return [*model.tables(), *([] if queries is None else [queries])]
 
+    def _exchanged_here(self, model: Any) -> list[torch.Tensor]:
+        """Parameters whose gradients DistributedDataParallel does not exchange."""
+        if self.accelerator.num_processes == 1:
+            return []
+        if self.sharding is not None:
+            return [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return [table.weight for table in self._row_tables()] if self._steps_by_rows() else []
+
     def _wrap_model(self, model: Any, training: bool = True, dataloader: Any = None) -> Any:
-        if training and self.accelerator.num_processes > 1 and self._steps_by_rows():
-            rows = {id(table.weight) for table in self._row_tables()}
-            names = [name for name, parameter in model.named_parameters() if id(parameter) in rows]
+        if training and (exchanged := {id(parameter) for parameter in self._exchanged_here(model)}):
+            # nobody else makes sure that all processes, on machines of their own, have found the same start
+            for tensor in (*self._exchanged_here(model), *model.item_head.buffers()):
+                torch.distributed.broadcast(tensor.data, src=0)
+            names = [name for name, parameter in model.named_parameters() if id(parameter) in exchanged]
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
-            if not any(p.requires_grad for p in model.parameters() if id(p) not in rows):
+            if not any(p.requires_grad for p in model.parameters() if id(p) not in exchanged):
                 # nothing is left for DistributedDataParallel, which refuses to wrap such a model
                 self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
         return super()._wrap_model(model, training=training, dataloader=dataloader)
@@ -260,8 +270,8 @@ class CLLM4RecTrainer(PushingTrainer):
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """A micro-batch's backward pass; after the last of a step, processes exchange the gradients of rows."""
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if self.accelerator.num_processes > 1 and self.accelerator.sync_gradients and self._steps_by_rows():
-            share_row_gradients(self.accelerator, self._row_tables())
+        if self.accelerator.sync_gradients and (exchanged := self._exchanged_here(model)):
+            share_row_gradients(self.accelerator, exchanged)
         return loss
 
     def _clip_grad_norm(self, model: Any) -> torch.Tensor:

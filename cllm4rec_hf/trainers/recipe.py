@@ -236,14 +236,11 @@ class Recipe:
 
     def _pretraining_stage(self, directory: Path) -> MutualRegularizationTrainer:
         settings = self.settings
-        calibrate_head(
-            self.model, self.collaborative, self.collaborative_collator, settings.initial_lm_share, seed=settings.seed
-        )
         args = MutualRegularizationArguments(
             **self._arguments(directory, settings.pretraining_epochs, settings.pretraining_learning_rate),
             **self._group_rates(),
         )
-        return MutualRegularizationTrainer(
+        trainer = MutualRegularizationTrainer(
             self.model,
             args,
             self.collaborative,
@@ -252,21 +249,24 @@ class Recipe:
             self.content_collator,
             **self._parts(),
         )
+        # by now the model is where it computes
+        with trainer.whole_backbone():
+            calibrate_head(
+                self.model,
+                self.collaborative,
+                self.collaborative_collator,
+                settings.initial_lm_share,
+                seed=settings.seed,
+            )
+        return trainer
 
     def _recommendation_stage(self, directory: Path) -> RecommendationTrainer:
         settings = self.settings
-        calibrate_head(
-            self.model,
-            self.recommendation,
-            self.recommendation_collator,
-            settings.initial_lm_share if not settings.pretraining_epochs else None,
-            seed=settings.seed,
-        )
         args = RecommendationArguments(
             **self._arguments(directory, settings.recommendation_epochs, settings.recommendation_learning_rate),
             **self._group_rates(),
         )
-        return RecommendationTrainer(
+        trainer = RecommendationTrainer(
             self.model,
             args,
             self.recommendation,
@@ -276,6 +276,15 @@ class Recipe:
             evaluator=Evaluator(self.data, split="validation"),
             **self._parts(),
         )
+        with trainer.whole_backbone():
+            calibrate_head(
+                self.model,
+                self.recommendation,
+                self.recommendation_collator,
+                settings.initial_lm_share if not settings.pretraining_epochs else None,
+                seed=settings.seed,
+            )
+        return trainer
 
     def _arguments(self, directory: Path, epochs: float | None, learning_rate: float | None) -> dict[str, Any]:
         settings = self.settings
