@@ -161,9 +161,7 @@ class _Table:
 
         total = len(self._requests) // parts if isinstance(self._requests, PreparedRequests | list) else None
         with tqdm(total=total, desc="Recommending", unit="user", delay=2, disable=part > 0) as shown:
-            for ranked in self._recommender.rank(
-                self._requests, self._top_k, self._unknown, part=part, parts=parts
-            ):
+            for ranked in self._recommender.rank(self._requests, self._top_k, self._unknown, part=part, parts=parts):
                 yield self._batch(ranked)
                 self.requests_seen += len(ranked.window.names)
                 shown.update(len(ranked.window.names))

@@ -20,8 +20,7 @@ from .scoring import SCORE_CELLS
 from .windows import Window, windows
 
 _HUB_KEYWORDS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download", "proxies")
-
-
+# enough requests for batches of equal length, few enough for answers to come soon and processes to share them out
 BATCH_SIZE = 1024
 
 
@@ -172,15 +171,15 @@ class Recommender:
         part: int = 0,
         parts: int = 1,
     ) -> Iterator[Ranked]:
-        """Recommend as `recommend` does, but yield arrays of item indices, for what need not be spelled out one by one.
+        """Recommend as `recommend` does, by item indices in arrays.
 
         Args:
             requests: the requests; `PreparedRequests` are never spelled out.
-            top_k: as in `recommend`, and so are the arguments up to `restrict_to`.
-            unknown: as there.
-            exclude_seen: as there.
-            exclude: as there.
-            restrict_to: as there.
+            top_k: recommendations a request.
+            unknown: what to do with item ids that the catalog lacks: `raise`, `skip` or `warn`.
+            exclude_seen: whether the items of the history are left out.
+            exclude: ids of items to leave out of every answer.
+            restrict_to: ids of the only items to choose from.
             part: which of the parts this process works on: of each `parts` windows of requests the one of this
                 number, so that the windows, and with them all numbers, are the same however many processes there are.
             parts: number of parts.

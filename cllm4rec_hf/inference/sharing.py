@@ -49,5 +49,7 @@ def together(processes: Any, step: Callable[[], T]) -> list[T]:
         raise failure
     for number, (_, text) in enumerate(answers):
         if text is not None:
-            raise OtherProcessError(f"Process {number} of {processes.num_processes} failed, so nothing is done: {text}")
+            raise OtherProcessError(
+                f"Process {number} of {processes.num_processes} failed, so nothing is done: {text}"
+            )
     return [result for result, _ in answers]

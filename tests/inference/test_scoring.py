@@ -73,9 +73,8 @@ def test_the_scores_of_a_model_do_not_depend_on_the_blocks():
     seen = [np.arange(row % 7) for row in range(1_100)]
     for row, items in enumerate(seen):
         whole[row, items] = -torch.inf
-    expected = whole.numpy().argsort(axis=1, kind="stable")[:, ::-1]
     order = np.argsort(-whole.numpy(), axis=1, kind="stable")[:, :30]
-    assert not np.array_equal(order, expected[:, :30])  # there are ties
+    assert (np.diff(np.take_along_axis(whole.numpy(), order, axis=1)) == 0).any()
     for cells in (10_000, 1 << 20):
         found, _ = best_items(catalog_scores(Model, queries), 3_000, seen, 30, None, cells)
         np.testing.assert_array_equal(found, order)
@@ -125,7 +124,7 @@ def test_the_vocabulary_head_is_not_computed(base_tokenizer, monkeypatch):
 
     monkeypatch.setattr(parts.model.get_output_embeddings(), "forward", refuse)
     recommender = Recommender(parts.model, parts.tokenizer, catalog)
-    assert len(list(recommender.recommend([Request(None, ("i1",))], 2))[0]) == 2
+    assert len(next(recommender.recommend([Request(None, ("i1",))], 2))) == 2
 
 
 def test_users_of_prepared_data_go_by_index(prepared, base_tokenizer, tmp_path):
