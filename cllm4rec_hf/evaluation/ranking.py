@@ -8,6 +8,7 @@ from torch import Tensor
 
 # scores are first reduced to the maxima of so many neighbours: nothing but the best k groups can hold the best k items
 _GROUP = 64
+_SMALL_GROUP = 8
 
 
 class BestItems:
@@ -37,9 +38,7 @@ class BestItems:
         """
         first, k = self._num_items, self.items.shape[1]
         self._num_items += scores.shape[1]
-        if short := -scores.shape[1] % _GROUP:
-            scores = torch.nn.functional.pad(scores, (0, short), value=-torch.inf)
-        groups = scores.unflatten(1, (-1, _GROUP))
+        groups = _grouped(scores, _GROUP)
         maxima = groups.amax(-1)
         # a later item has to be better than the last one so far: as good is not enough
         rows = (maxima.amax(1) > self.values[:, -1]).nonzero().squeeze(1)
@@ -47,10 +46,10 @@ class BestItems:
             return
         chosen = _top_positions(maxima[rows], min(k, maxima.shape[1]))
         candidates = groups[rows.unsqueeze(1), chosen].flatten(1)
-        items = (first + _GROUP * chosen).unsqueeze(-1) + torch.arange(_GROUP, device=scores.device)
+        items = first + _members(chosen, _GROUP)
         # among equals, positions in this pool are in the order of the items' indices
         values = torch.cat([self.values[rows], candidates], dim=1)
-        items = torch.cat([self.items[rows], items.flatten(1)], dim=1)
+        items = torch.cat([self.items[rows], items], dim=1)
         best = _top_positions(values, k)
         values, items = values.gather(1, best), items.gather(1, best)
         values, order = values.sort(dim=1, descending=True, stable=True)
@@ -60,11 +59,33 @@ class BestItems:
 
 def _top_positions(values: Tensor, k: int) -> Tensor:
     """Positions of the k largest values of each row, [B, k] ascending; ties go to the lower position."""
+    if values.shape[1] <= 4 * _SMALL_GROUP * k:
+        return _top_of_few(values, k)
+    groups = _grouped(values, _SMALL_GROUP)
+    chosen = _top_positions(groups.amax(-1), k)
+    positions = _members(chosen, _SMALL_GROUP)
+    best = _top_of_few(groups.flatten(1).gather(1, positions), k)
+    return positions.gather(1, best)
+
+
+def _top_of_few(values: Tensor, k: int) -> Tensor:
     border = values.topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)
     above, tied = values > border, values == border
     room = k - above.sum(1, keepdim=True)
     chosen = above | (tied & (tied.cumsum(1) <= room))
     return chosen.nonzero()[:, 1].view(len(values), k)
+
+
+def _grouped(values: Tensor, size: int) -> Tensor:
+    """[B, n] as groups of neighbours [B, ceil(n / size), size], the last one filled up by −inf."""
+    if missing := -values.shape[1] % size:
+        values = torch.nn.functional.pad(values, (0, missing), value=-torch.inf)
+    return values.unflatten(1, (-1, size))
+
+
+def _members(groups: Tensor, size: int) -> Tensor:
+    """Positions [B, k * size] of the members of groups [B, k]."""
+    return (size * groups.unsqueeze(-1) + torch.arange(size, device=groups.device)).flatten(1)
 
 
 def top_k(scores: np.ndarray, seen: Sequence[np.ndarray], k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -119,15 +119,11 @@ def recommend_to_file(
     Raises:
         CLLM4RecError: if the file's format is unknown or its directory does not exist, or another process failed.
     """
-    path = Path(output)
-    if path.suffix not in (".parquet", ".csv"):
-        raise CLLM4RecError(f"The format of {output!r} is unknown; expected a file named .parquet or .csv")
-    if not path.parent.is_dir():
-        raise CLLM4RecError(f"The directory {path.parent} does not exist; make it first")
-    processes = launched_processes()
+    path, processes = Path(output), launched_processes()
     number, count = processes.process_index, processes.num_processes
     beside, directory = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.parts")
     table = _Table(recommender, requests, top_k, unknown)
+    together(processes, lambda: _check_output(path))
     try:
         if count == 1:
             _write(beside, table.batches())
@@ -142,6 +138,13 @@ def recommend_to_file(
         if processes.is_main_process:
             beside.unlink(missing_ok=True)
             shutil.rmtree(directory, ignore_errors=True)
+
+
+def _check_output(path: Path) -> None:
+    if path.suffix not in (".parquet", ".csv"):
+        raise CLLM4RecError(f"The format of {str(path)!r} is unknown; expected a file named .parquet or .csv")
+    if not path.parent.is_dir():
+        raise CLLM4RecError(f"The directory {path.parent} does not exist; make it first")
 
 
 class _Table:
