@@ -20,7 +20,6 @@ process of its own.
 import argparse
 import ctypes
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -220,8 +219,9 @@ def main() -> None:
     print("  ".join(f"{name:>12}" for name in names), flush=True)
     for size in options.sizes:
         command = [sys.executable, str(Path(__file__).resolve()), *sys.argv[1:], "--measure", str(size)]
-        quiet = {**os.environ, "TQDM_DISABLE": "1"}
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=quiet)
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{size:,} items failed:\n{done.stderr[-2000:]}")
         r = json.loads(done.stdout.splitlines()[-1])
         cells = [
             f"{size:,}", f"{r['ours']:.1f}", f"{r['reference']:.2f}", *(f"{value:.1f}" for value in r["ratio"]),

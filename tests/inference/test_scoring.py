@@ -149,6 +149,9 @@ def test_users_of_prepared_data_go_by_index(prepared, base_tokenizer, tmp_path):
             for history, same in zip(window.histories, other.histories, strict=True):
                 np.testing.assert_array_equal(history, same)
     assert (window.users[-1], next(windows(requests, 5, others)).users[0]) == (-1, 9)
+    whole = [window.names for window in windows(requests, 5, others)]
+    for part in range(2):
+        assert [window.names for window in windows(requests, 5, others, "raise", part, 2)] == whole[part::2]
     recommender = Recommender(model, tokenizer, others, batch_size=5)
     assert list(recommender.recommend(requests, 3)) == list(recommender.recommend(spelled_out, 3))
     some = PreparedRequests(data, others, ["u03", "nobody", "u01"], "skip")
