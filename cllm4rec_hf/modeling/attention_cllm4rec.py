@@ -94,6 +94,12 @@ def group_documents(lengths: list[int]) -> list[tuple[int, int]]:
     return groups[::-1]
 
 
+def computed_tokens(mask: Tensor) -> int:
+    """Tokens that layers compute for a batch with this mask [B, T], the padding within groups included."""
+    lengths = mask.sum(dim=1).sort(descending=True).values.tolist()
+    return sum(count * length for count, length in group_documents(lengths))
+
+
 def document_attention(
     module: nn.Module,
     query: Tensor,

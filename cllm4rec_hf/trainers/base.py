@@ -1,8 +1,6 @@
 """What the three trainers share: batches of documents, the per-document loss, its parts in the log, safe saving."""
 
 import logging
-import time
-from collections import defaultdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,15 +18,16 @@ from ..data.negatives import ItemSampler
 from ..data.sampling import AlternatingBatchSampler
 from ..errors import CLLM4RecError
 from ..modeling.adapters_cllm4rec import TRAINED_BESIDE_ADAPTERS
+from ..modeling.attention_cllm4rec import attends_by_document, computed_tokens
 from ..modeling.quantization_cllm4rec import is_quantized, layer_without_gradient
 from .arguments import CLLM4RecTrainingArguments
 from .fsdp import ShardingTrainer
+from .passes import split_batch, tokens_per_pass
+from .progress import Record, summary_line
 from .row_adamw import RowAdamW
 from .row_gradients import gradient_norm, share_row_gradients
 
 logger = logging.getLogger(__name__)
-
-_PARTS = ("lm_loss", "rec_loss", "mr_loss")
 
 
 class BarOnly(ProgressCallback):
@@ -81,7 +80,7 @@ class CLLM4RecTrainer(ShardingTrainer):
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(BarOnly)
-        self._reset_record()
+        self._record = Record(self.model)
         self._summary: dict[str, float] = {}
 
     def _check_tables_learn(self) -> None:
@@ -147,6 +146,7 @@ class CLLM4RecTrainer(ShardingTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as `Trainer.train` does."""
+        self._record.start_run()
         result = super().train(*args, **kwargs)
         if self.accelerator.num_processes > 1:
             # DistributedDataParallel must not outlive the process group: as its last owner it would wait for gloo's
@@ -179,7 +179,8 @@ class CLLM4RecTrainer(ShardingTrainer):
         if model.training:
             if not torch.isfinite(loss):
                 raise FloatingPointError(self._divergence(f"the loss of a {inputs['task']} batch is {loss.item()}"))
-            self._record(inputs, outputs, documents)
+            cells = self._computed_tokens(inputs["attention_mask"])
+            self._record.add(inputs, outputs, cells, self.state.global_step)
         if num_items_in_batch is not None:
             # gradients are averaged over processes, documents are counted over all of them
             loss = loss * documents * self.accelerator.num_processes / num_items_in_batch
@@ -269,10 +270,28 @@ class CLLM4RecTrainer(ShardingTrainer):
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """A micro-batch's backward pass; after the last of a step, processes exchange the gradients of rows."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        *first, last = self._passes(inputs)
+        loss: Any = 0.0
+        for part in first:
+            with self.accelerator.no_sync(model):
+                loss = loss + super().training_step(model, part, num_items_in_batch)
+        loss = loss + super().training_step(model, last, num_items_in_batch)
         if self.accelerator.sync_gradients and (exchanged := self._exchanged_here(model)):
             share_row_gradients(self.accelerator, exchanged)
         return loss
+
+    def _passes(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+        if self.sharding is not None or self.is_deepspeed_enabled:
+            # every pass gathers layers from all processes, so all have to make the same number of them
+            return [batch]
+        bound = tokens_per_pass(self.args.tokens_per_pass, self.args.device)
+        return split_batch(batch, bound, computes_padding=not attends_by_document(self._bare_model().backbone))
+
+    def _computed_tokens(self, mask: torch.Tensor) -> int:
+        return computed_tokens(mask) if attends_by_document(self._bare_model().backbone) else mask.numel()
+
+    def _bare_model(self) -> Any:
+        return self.accelerator.unwrap_model(self.model)
 
     def _clip_grad_norm(self, model: Any) -> torch.Tensor:
         if not self._steps_by_rows():
@@ -286,61 +305,23 @@ class CLLM4RecTrainer(ShardingTrainer):
 
     # ---- log
 
-    def _reset_record(self) -> None:
-        self._sums: dict[str, Any] = defaultdict(float)
-        self._counts: dict[str, int] = defaultdict(int)
-        self._since = time.perf_counter()
-
-    def _record(self, inputs: dict[str, Any], outputs: Any, documents: int) -> None:
-        task = inputs["task"]
-        for part in _PARTS:
-            if part in outputs:
-                self._sums[f"{task}_{part}"] += outputs[part].detach() * documents
-                self._counts[f"{task}_{part}"] += documents
-        mask = inputs["attention_mask"]
-        self._sums["tokens"] += mask.sum()
-        self._counts["cells"] += mask.numel()
-        if self.model.config.is_encoder_decoder and task != "recommendation":
-            # the decoder reads the main text beside the encoder's prompt
-            self._sums["tokens"] += (inputs["labels"] != -100).sum()
-            self._counts["cells"] += inputs["labels"].numel()
-        self._counts["documents"] += documents
-
-    def _add_up_processes(self) -> None:
-        if self.accelerator.num_processes == 1:
-            return
-        for record in (self._sums, self._counts):
-            names = sorted(record)
-            values = torch.tensor([float(record[name]) for name in names], dtype=torch.float64)
-            total = self.accelerator.reduce(values.to(self.args.device), "sum").tolist()
-            record.update(zip(names, total, strict=True))
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the loss's parts and the speed to the log, and write one summary line an epoch."""
-        if "loss" in logs and self._counts["documents"]:
-            seconds = max(time.perf_counter() - self._since, 1e-9)
-            self._add_up_processes()
-            tokens = float(self._sums.pop("tokens"))
-            for name, total in self._sums.items():
-                logs[name] = round(float(total) / self._counts[name], 4)
-            logs["tokens_per_second"] = round(tokens / seconds, 1)
-            logs["documents_per_second"] = round(self._counts["documents"] / seconds, 1)
-            logs["padding_share"] = round(1 - tokens / self._counts["cells"], 3)
-            self._reset_record()
+        """Add the loss's parts, speed, time left and memory to the log, and write one summary line an epoch."""
+        if "loss" in logs and self._record:
+            logs |= self._record.summarize(self.state, self.accelerator)
             self._summary = {k: v for k, v in logs.items() if k not in ("loss", "grad_norm", "learning_rate", "epoch")}
             if self.args.eval_strategy == "no":
                 self._write_summary()
         elif any(name.startswith("eval_") for name in logs):
             self._summary |= {k: v for k, v in logs.items() if k != "epoch" and not k.endswith("per_second")}
             self._write_summary()
-            # validation is no part of the training speed
-            self._since = time.perf_counter()
+            self._record.pause()
         super().log(logs, start_time)
 
     def _write_summary(self) -> None:
         if self.is_world_process_zero():
-            numbers = "  ".join(f"{name} {value:.4g}" for name, value in self._summary.items())
-            logger.info("%s epoch %.4g  %s", type(self).__name__, self.state.epoch or 0, numbers)
+            line = summary_line(self._summary)
+            logger.info("%s epoch %.4g  %s", type(self).__name__, self.state.epoch or 0, line)
 
     # ---- saving
 
