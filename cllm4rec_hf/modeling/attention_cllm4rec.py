@@ -1,7 +1,6 @@
 """Attention within documents of unequal length that lie end to end in one row, so that layers compute no padding."""
 
 import inspect
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -19,58 +18,58 @@ DOCUMENT_ATTENTION = "cllm4rec_documents"
 _NOT_COMPUTED = ("s_aux", "position_bias")
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
-# a further group of documents costs about as much as so many padding tokens in every layer
-_GROUP_TOKENS = 16
+# what a group of documents costs in every layer, measured on a CPU in cells of a document's products: a token's
+# copies, and the group's own calls
+_TOKEN_CELLS, _GROUP_CELLS = 30, 9000
 # up to this length, plain products are faster on CPUs than scaled_dot_product_attention's backward in bfloat16
 _SHORT = 512
 
 
-@dataclass
 class DocumentLayout:
-    """Where documents lie in one row: groups of documents of similar length, each padded to its group's longest.
+    """Where the tokens of a padded batch lie in one row, document by document, and which documents attend together.
 
     Args:
-        groups: (documents, length) of each group, in the order of the row.
-        source: [P] int64, the cell of the flattened [B, T] batch that each token of the row comes from.
+        mask: [B, T], 1 for tokens and 0 for padding, on either side.
+
+    Attributes:
+        groups: for each group of documents of similar length, its shape (documents, longest), the row's token of each
+            of its cells (any token behind a document's end), and the cells of its tokens in the order of the row.
+        source: [P] int64, the cell of the flattened batch that each token of the row comes from.
         position: [1, P] int64, each token's position in its document.
         target: [B * T] int64, the token of the row that belongs to each cell; any token where there is padding.
     """
 
-    groups: list[tuple[int, int]]
-    source: Tensor
-    position: Tensor
-    target: Tensor
-
-    @classmethod
-    def of(cls, mask: Tensor) -> "DocumentLayout":
-        """The layout of a padded batch.
-
-        Args:
-            mask: [B, T], 1 for tokens and 0 for padding, on either side.
-        """
+    def __init__(self, mask: Tensor):
         present = mask.detach().to("cpu", torch.bool)
         rows, width = present.shape
         lengths = present.sum(dim=1)
         order = torch.argsort(lengths, descending=True, stable=True)
-        # the cells of each document, those with tokens first
-        cells = torch.argsort(~present, dim=1, stable=True) + torch.arange(rows).unsqueeze(1) * width
-        groups, sources, positions = [], [], []
-        start = 0
-        for count, length in group_documents(lengths[order].tolist()):
-            members = order[start : start + count]
-            sources.append(cells[members, :length].reshape(-1))
-            positions.append(torch.arange(length).repeat(count))
-            groups.append((count, length))
-            start += count
-        source = torch.cat(sources)
+        lengths = lengths[order]
+        # longest documents first, so that a group's tokens follow one another
+        cells = (torch.argsort(~present, dim=1, stable=True) + torch.arange(rows).unsqueeze(1) * width)[order]
+        columns = torch.arange(width)
+        inside = columns < lengths.unsqueeze(1)
+        source = cells[inside]
         target = torch.zeros(rows * width, dtype=torch.int64)
         target[source] = torch.arange(len(source))
+        starts = lengths.cumsum(0) - lengths
         device = mask.device
-        return cls(groups, source.to(device), torch.cat(positions).unsqueeze(0).to(device), target.to(device))
+        self.groups: list[tuple[tuple[int, int], Tensor, Tensor]] = []
+        first = 0
+        for count, longest in group_documents(lengths.tolist()):
+            members = slice(first, first + count)
+            own = inside[members, :longest]
+            tokens = (starts[members].unsqueeze(1) + columns[:longest]) * own
+            self.groups.append(
+                ((count, longest), tokens.flatten().to(device), own.flatten().nonzero().squeeze(1).to(device))
+            )
+            first += count
+        self.source, self.target = source.to(device), target.to(device)
+        self.position = columns.expand(rows, -1)[inside].unsqueeze(0).to(device)
 
 
 def group_documents(lengths: list[int]) -> list[tuple[int, int]]:
-    """Cut a descending list of lengths into groups so that padding and the number of groups cost least together.
+    """Cut a descending list of lengths into groups so that attention over them, padding included, costs least.
 
     Args:
         lengths: tokens of each document, longest first.
@@ -78,13 +77,14 @@ def group_documents(lengths: list[int]) -> list[tuple[int, int]]:
     Returns:
         (documents, longest) of each group.
     """
-    # cost[k]: least cost of the first k documents; runs of equal length are never worth cutting
+    # runs of equal length are never worth cutting
     ends = [k for k in range(1, len(lengths) + 1) if k == len(lengths) or lengths[k] != lengths[k - 1]]
     starts = [0, *ends[:-1]]
+    # least cost of the first so many documents, and where their last group begins
     cost, back = {0: 0}, {}
     for end in ends:
         cost[end], back[end] = min(
-            (cost[start] + (end - start) * lengths[start] + _GROUP_TOKENS, start) for start in starts if start < end
+            (cost[start] + group_cost(end - start, lengths[start]), start) for start in starts if start < end
         )
     groups = []
     end = len(lengths)
@@ -94,10 +94,30 @@ def group_documents(lengths: list[int]) -> list[tuple[int, int]]:
     return groups[::-1]
 
 
-def computed_tokens(mask: Tensor) -> int:
-    """Tokens that layers compute for a batch with this mask [B, T], the padding within groups included."""
-    lengths = mask.sum(dim=1).sort(descending=True).values.tolist()
-    return sum(count * length for count, length in group_documents(lengths))
+def group_cost(documents: int, longest: int) -> int:
+    """Cost of attention over a group, in cells of the products; see `_TOKEN_CELLS`."""
+    return documents * longest * (longest + _TOKEN_CELLS) + _GROUP_CELLS
+
+
+class _Spread(torch.autograd.Function):
+    """From a row [P, …] to a group's cells; `index` says which token a cell takes, `own` where the tokens went."""
+
+    @staticmethod
+    def forward(ctx: Any, row: Tensor, index: Tensor, own: Tensor, first: int) -> Tensor:
+        ctx.save_for_backward(own)
+        ctx.row, ctx.first = row.shape, first
+        return row.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        # nothing attends to the cells behind a document's end, so no gradient comes from there
+        (own,) = ctx.saved_tensors
+        tokens = gradient.index_select(0, own)
+        if len(tokens) == ctx.row[0]:
+            return tokens, None, None, None
+        row = gradient.new_zeros(ctx.row)
+        row[ctx.first : ctx.first + len(tokens)] = tokens
+        return row, None, None, None
 
 
 def document_attention(
@@ -145,10 +165,15 @@ def document_attention(
         )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
-    outputs, start = [], 0
-    for count, length in documents.groups:
-        end = start + count * length
-        q, k, v = (x[start:end].unflatten(0, (count, length)).transpose(1, 2) for x in (query, key, value))
+    outputs, first = [], 0
+    for (count, length), index, own in documents.groups:
+        last, is_full = first + len(own), len(own) == len(index)
+        q, k, v = (
+            (states[first:last] if is_full else _Spread.apply(states, index, own, first))
+            .unflatten(0, (count, length))
+            .transpose(1, 2)
+            for states in (query, key, value)
+        )
         window = sliding_window if sliding_window is not None and sliding_window < length else None
         plain = q.device.type == "cpu" and q.dtype == torch.bfloat16 and length <= _SHORT
         if plain or softcap is not None:
@@ -158,9 +183,10 @@ def document_attention(
             out = F.scaled_dot_product_attention(
                 q, k, v, mask, dropout, is_causal=mask is None, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
             )
-        outputs.append(out.transpose(1, 2).flatten(0, 1))
-        start = end
-    return torch.cat(outputs).unsqueeze(0), None
+        tokens = out.transpose(1, 2).flatten(0, 1)
+        outputs.append(tokens if is_full else tokens.index_select(0, own))
+        first = last
+    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).unsqueeze(0), None
 
 
 def _by_products(
@@ -214,7 +240,7 @@ def encode_documents(decoder: nn.Module, embedded: Tensor, mask: Tensor | None) 
     shape = embedded.shape
     if mask is None:
         mask = torch.ones(shape[:2], dtype=torch.bool, device=embedded.device)
-    layout = DocumentLayout.of(mask)
+    layout = DocumentLayout(mask)
     row = embedded.flatten(0, 1)[layout.source].unsqueeze(0)
     # a mask of four dimensions keeps transformers from making one of P x P
     no_mask = embedded.new_ones(1, 1, 1, 1)

@@ -100,6 +100,7 @@ class BackboneElsewhere(WithAdapters, PreTrainedModel):
             model.attach_backbone(quantize_backbone(model.backbone, quantization))
         if attention is None:
             choose_attention(model.backbone)
+            model.config._attn_implementation = model.backbone.config._attn_implementation
         # a parameter that is loaded is a new one, and new ones require gradients
         model.backbone.requires_grad_(False)
         model.eval()

@@ -95,6 +95,7 @@ class CLLM4RecPreTrainedModel(BackboneElsewhere):
         # which modules a device map or a sharding may not cut
         self._no_split_modules = set(backbone._no_split_modules or ())
         self.config.text_config = without_quantization(backbone.config)
+        self.config._attn_implementation = backbone.config._attn_implementation
         if self.config.backbone_name_or_path is not None:
             # transformers' Trainer reads this too, and does not miss these keys when it resumes
             self._keys_to_ignore_on_save = {f"backbone.{key}" for key in backbone.state_dict()}

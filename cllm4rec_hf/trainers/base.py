@@ -18,7 +18,7 @@ from ..data.negatives import ItemSampler
 from ..data.sampling import AlternatingBatchSampler
 from ..errors import CLLM4RecError
 from ..modeling.adapters_cllm4rec import TRAINED_BESIDE_ADAPTERS
-from ..modeling.attention_cllm4rec import attends_by_document, computed_tokens
+from ..modeling.attention_cllm4rec import attends_by_document
 from ..modeling.quantization_cllm4rec import is_quantized, layer_without_gradient
 from .arguments import CLLM4RecTrainingArguments
 from .fsdp import ShardingTrainer
@@ -288,7 +288,7 @@ class CLLM4RecTrainer(ShardingTrainer):
         return split_batch(batch, bound, computes_padding=not attends_by_document(self._bare_model().backbone))
 
     def _computed_tokens(self, mask: torch.Tensor) -> int:
-        return computed_tokens(mask) if attends_by_document(self._bare_model().backbone) else mask.numel()
+        return int(mask.sum()) if attends_by_document(self._bare_model().backbone) else mask.numel()
 
     def _bare_model(self) -> Any:
         return self.accelerator.unwrap_model(self.model)

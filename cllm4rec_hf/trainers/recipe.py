@@ -151,7 +151,7 @@ class Recipe:
             self._write_settings()
         self.catalog = Catalog.from_prepared(self.data, settings.include_histories)
         start = self._warm_start(backbone.hidden_size)
-        dtype = _dtype(settings.dtype)
+        dtype = choose_dtype(settings.dtype)
         self.model = _from_backbone(
             settings.backbone,
             self.data.num_users,
@@ -377,7 +377,12 @@ def _last_complete_checkpoint(directory: Path) -> str | None:
     return None
 
 
-def _dtype(name: str) -> torch.dtype:
+def choose_dtype(name: str) -> torch.dtype:
+    """The backbone's dtype: one that is named, or for `auto` bfloat16 where the machine computes in it.
+
+    Raises:
+        CLLM4RecError: if there is no such dtype.
+    """
     if name == "auto":
         return torch.bfloat16 if _has_bfloat16() else torch.float32
     dtype = getattr(torch, name, None)

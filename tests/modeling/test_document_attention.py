@@ -7,13 +7,14 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, GPTNeoXConfig, MistralConfig
 
 from cllm4rec_hf import CLLM4RecForRecommendation
+from cllm4rec_hf.modeling import attention_cllm4rec
 from cllm4rec_hf.modeling.attention_cllm4rec import (
-    _GROUP_TOKENS,
     DOCUMENT_ATTENTION,
     DocumentLayout,
     choose_attention,
     document_attention,
     encode_documents,
+    group_cost,
     group_documents,
 )
 from tests.conftest import make_backbone
@@ -112,35 +113,45 @@ def test_a_batch_without_padding_and_without_a_mask():
     assert torch.equal(hidden, expected)
 
 
-def test_layers_compute_little_padding():
+def test_layers_compute_no_padding():
     mask, embedded, _ = batch("right")
     model = backbone("llama", DOCUMENT_ATTENTION)
     seen = []
     model.get_decoder().layers[0].register_forward_pre_hook(lambda layer, args: seen.append(args[0].shape[1]))
     encode_documents(model.get_decoder(), embedded, mask)
-    assert seen == [sum(count * length for count, length in DocumentLayout.of(mask).groups)]
-    assert sum(LENGTHS) <= seen[0] < mask.numel()
+    assert seen == [sum(LENGTHS)]
+
+
+def test_documents_of_any_length_in_several_groups(monkeypatch):
+    # without a price of their own, as many groups as there are lengths
+    monkeypatch.setattr(attention_cllm4rec, "_GROUP_CELLS", 0)
+    mask, embedded, weights = batch("right")
+    assert len(DocumentLayout(mask).groups) == len(set(LENGTHS))
+    found = states_and_gradient(backbone("llama", DOCUMENT_ATTENTION), mask, embedded, weights)
+    expected = states_and_gradient(backbone("llama", "eager"), mask, embedded, weights)
+    for one, two in zip(found, expected, strict=True):
+        assert (one - two).abs().max() < 2e-5 * two.abs().max()
 
 
 def test_groups_cost_least():
     generator = torch.Generator().manual_seed(0)
+    several = 0
     for _ in range(30):
-        lengths = sorted(torch.randint(1, 60, (7,), generator=generator).tolist(), reverse=True)
+        lengths = sorted(torch.randint(1, 400, (7,), generator=generator).tolist(), reverse=True)
         groups = group_documents(lengths)
         assert sum(count for count, _ in groups) == len(lengths)
         least = min(
-            sum(
-                (end - start) * lengths[start] + _GROUP_TOKENS
-                for start, end in zip((0, *cuts), (*cuts, 7), strict=True)
-            )
+            sum(group_cost(end - start, lengths[start]) for start, end in zip((0, *cuts), (*cuts, 7), strict=True))
             for size in range(7)
             for cuts in combinations(range(1, 7), size)
         )
-        assert sum(count * length + _GROUP_TOKENS for count, length in groups) == least
+        assert sum(group_cost(*group) for group in groups) == least
         start = 0
         for count, length in groups:
             assert length == lengths[start]
             start += count
+        several += len(groups) > 1
+    assert several > 10
 
 
 def test_chosen_where_nothing_was_said(tmp_path):
@@ -175,7 +186,7 @@ def test_families_that_cannot_keep_theirs():
 
 
 def test_what_is_not_computed_is_refused():
-    layout = DocumentLayout.of(torch.ones(1, 2))
+    layout = DocumentLayout(torch.ones(1, 2))
     states = torch.zeros(1, 2, 2, 4)
     with pytest.raises(NotImplementedError, match="s_aux.*attn_implementation='sdpa'"):
         document_attention(torch.nn.Identity(), states, states, states, None, documents=layout, s_aux=torch.zeros(2))
