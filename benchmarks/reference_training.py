@@ -98,7 +98,8 @@ def generated(documents: int) -> tuple[Any, Any]:
         for n in generator.geometric(1 / (1 + HISTORY_ITEMS), documents) - 1
     ]
     words = np.exp(generator.normal(*REVIEW_WORDS, documents)).clip(3, 2000).astype(int)
-    common = "the guitar sound is great and I use it with my old pedal for strings that stay in tune".split()  # noqa: SIM905
+    sentence = "the guitar sound is great and I use it with my old pedal for strings that stay in tune"
+    common = sentence.split()
     texts = [" ".join(common[int(k)] for k in generator.integers(0, len(common), n)) for n in words]
     table = {
         "kind": ["review"] * documents, "user": list(range(documents)), "item": [int(row[0]) for row in lists],

@@ -11,8 +11,8 @@ are those of `--data`, or generated ones with the lengths of the reviews and his
 
 The backbone's time is what passes between the entry and the exit of its layers, forward and backward; its output head
 over the vocabulary (content documents only) is a part of the pretrained model, too, so it does not count as time
-outside. The peak is that of square matrix products in the backbone's dtype, measured in the same run. A frozen backbone
-takes 4 FLOP for each parameter of its layers and token: forward, and backward to its input alone.
+outside. The peak is that of square matrix products in the backbone's dtype, measured in the same run. A frozen
+backbone takes 4 FLOP for each parameter of its layers and token: forward, and backward to its input alone.
 """
 
 import argparse
@@ -87,13 +87,15 @@ class Meter:
         decoder.forward, model._vocabulary_loss = timed, timed_head
 
 
-def make_trainer(model: Any, documents: Documents, stage: str, batch: int, folder: str) -> Any:
+def make_trainer(model: Any, documents: Documents, stage: str, options: argparse.Namespace, folder: str) -> Any:
     """The stage's own trainer, with its default arguments, for one pass over the documents."""
     import cllm4rec_hf as c
 
     settings: dict[str, Any] = {
-        "output_dir": folder, "num_train_epochs": 1, "per_device_train_batch_size": batch, "save_strategy": "no",
+        "output_dir": folder, "num_train_epochs": 1, "per_device_train_batch_size": options.batch,
+        "save_strategy": "no",
         "disable_tqdm": True, "report_to": "none", "use_cpu": not torch.accelerator.is_available(),
+        "compile_layers": options.compile,
     }  # fmt: skip
     content = documents.content, documents.collators["content"]
     if stage == "1":
@@ -109,7 +111,7 @@ def make_trainer(model: Any, documents: Documents, stage: str, batch: int, folde
 
 
 def run_ours(
-    model: Any, documents: Documents, stage: str, batch: int, meter: Meter, folder: str
+    model: Any, documents: Documents, stage: str, options: argparse.Namespace, meter: Meter, folder: str
 ) -> dict[str, tuple[dict[str, float], Steps]]:
     """Train one pass by our trainer: for each kind of its steps, seconds and tokens, and their documents."""
     from transformers import TrainerCallback
@@ -122,7 +124,7 @@ def run_ours(
 
         on_step_end = on_epoch_begin
 
-    trainer = make_trainer(model, documents, stage, batch, folder)
+    trainer = make_trainer(model, documents, stage, options, folder)
     trainer.add_callback(Watch())
     sampled = [[(key.document, key.reading) for key in keys] for keys in trainer.get_train_dataloader().batch_sampler]
     trainer.train()
@@ -210,7 +212,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         for stage, cases in CASES.items():
             before = anonymous_megabytes()
             with Peak() as peak, tempfile.TemporaryDirectory() as folder:
-                ours = run_ours(model, documents, stage, options.batch, meter, folder)
+                ours = run_ours(model, documents, stage, options, meter, folder)
             own_memory = peak.value - before
             for case in cases:
                 found, steps = ours[case]
@@ -235,7 +237,7 @@ def report(result: dict[str, Any]) -> Iterator[str]:
     yield (
         f"{result['backbone']}: {result['layers']} layers, {parameters / 1e6:.0f} M parameters without embeddings, "
         f"{result['dtype']} with {result['attention']}; matmul peak {peak / 1e9:.0f} GFLOP/s, "
-        f"{result['float32 peak'] / 1e9:.0f} in float32; losses in float32 differ by {result['difference']:.1e} at most"
+        f"{result['float32 peak'] / 1e9:.0f} in float32; losses in float32 differ by {result['difference']:.1e}"
     )
     names = ("ours doc/s", "tokens/s", "memory MB", "ref. doc/s", "memory MB", "ratio", "spread", "of peak", "outside")
     yield f"{'steps':>22}  " + "  ".join(f"{name:>11}" for name in names)
@@ -268,6 +270,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--turns", type=int, default=3, help="counted turns; one more comes before them")
     parser.add_argument("--max-length", type=int, default=1024, help="longest document in tokens")
     parser.add_argument("--dtype", default="auto", help="of our backbone")
+    parser.add_argument("--compile", action="store_true", help="let our trainers compile the layers")
     parser.add_argument("--json", help="file for the figures")
     options = parser.parse_args(arguments)
     transformers.utils.logging.disable_progress_bar()

@@ -120,6 +120,8 @@ class _Spread(torch.autograd.Function):
         return row, None, None, None
 
 
+# a compiled layer calls it as it is: its shapes differ from batch to batch
+@torch.compiler.disable
 def document_attention(
     module: nn.Module,
     query: Tensor,

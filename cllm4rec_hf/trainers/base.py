@@ -21,6 +21,7 @@ from ..modeling.adapters_cllm4rec import TRAINED_BESIDE_ADAPTERS
 from ..modeling.attention_cllm4rec import attends_by_document
 from ..modeling.quantization_cllm4rec import is_quantized, layer_without_gradient
 from .arguments import CLLM4RecTrainingArguments
+from .compiling import compiled_layers
 from .fsdp import ShardingTrainer
 from .passes import split_batch, tokens_per_pass
 from .progress import Record, summary_line
@@ -147,7 +148,8 @@ class CLLM4RecTrainer(ShardingTrainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as `Trainer.train` does."""
         self._record.start_run()
-        result = super().train(*args, **kwargs)
+        with compiled_layers(self._bare_model().backbone, self.args.compile_layers):
+            result = super().train(*args, **kwargs)
         if self.accelerator.num_processes > 1:
             # DistributedDataParallel must not outlive the process group: as its last owner it would wait for gloo's
             # threads with Python's lock held, which they need

@@ -1,5 +1,7 @@
 """Batches in passes of a bounded number of tokens, and what the log says of a run."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -66,6 +68,18 @@ def test_passes_do_not_change_training(base_tokenizer, tmp_path, family):
     for before, after in zip(one.state.log_history, two.state.log_history, strict=True):
         for part in ("loss", "collaborative_lm_loss", "content_lm_loss", "content_mr_loss"):
             assert before.get(part) == pytest.approx(after.get(part), abs=2e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_layers_train_the_same(base_tokenizer, tmp_path):
+    one, two = (run(base_tokenizer, tmp_path, "llama", compile_layers=wanted) for wanted in (False, True))
+    for name, table in tables(one.model).items():
+        assert (table - tables(two.model)[name]).abs().max() < 1e-4, name
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["unique_graphs"] > 0
+    layers = two.model.backbone.get_decoder().layers
+    assert all(layer._compiled_call_impl is None for layer in layers)
 
 
 def test_the_log_says_what_is_left(base_tokenizer, tmp_path):
