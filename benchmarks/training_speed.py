@@ -1,6 +1,6 @@
 """Speed of the three stages' training steps against the reference way of training, on the same documents.
 
-    python benchmarks/training_speed.py [--data PREPARED] [--backbone smollm2 gpt2] [--max-length 1024]
+    python benchmarks/training_speed.py [--data PREPARED] [--backbone smollm2 gpt2] [--max-length 512]
 
 The reference way is what the published description says, plainly: float32; prompt and main text padded separately, in
 two forward passes through the backbone (the second attends to the keys and values of the first); all logits; torch's
@@ -199,7 +199,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     reference = Reference(backbone, documents, options.reference_batch)
     counts = documents.num_users, documents.num_items
     exact = c.CLLM4RecForRecommendation.from_backbone(load(name, options.num_layers, torch.float32, None)[0], *counts)
-    difference = compare_losses(exact, reference, documents, min(20, options.batch))
+    difference = compare_losses(exact, reference, documents, min(10, options.batch))
     del exact
     dtype = choose_dtype(options.dtype)
     model = c.CLLM4RecForRecommendation.from_backbone(load(name, options.num_layers, dtype, None)[0], *counts)
@@ -266,9 +266,9 @@ def main(arguments: list[str] | None = None) -> None:
         "--steps", type=int, default=4, help="optimizer steps of interactions in a turn; the first is not counted"
     )
     parser.add_argument("--text-steps", type=int, default=2, help="those of texts; the last one is counted")
-    parser.add_argument("--reference-batch", type=int, default=20, help="documents of the reference's micro-batch")
+    parser.add_argument("--reference-batch", type=int, default=10, help="documents of the reference's micro-batch")
     parser.add_argument("--turns", type=int, default=3, help="counted turns; one more comes before them")
-    parser.add_argument("--max-length", type=int, default=1024, help="longest document in tokens")
+    parser.add_argument("--max-length", type=int, default=512, help="longest document in tokens")
     parser.add_argument("--dtype", default="auto", help="of our backbone")
     parser.add_argument("--compile", action="store_true", help="let our trainers compile the layers")
     parser.add_argument("--json", help="file for the figures")
