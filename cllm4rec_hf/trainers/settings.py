@@ -28,7 +28,7 @@ def _of_trainers(name: str, text: str | None = None) -> Any:
 # log, and the result by rounding alone
 _OUTSIDE = (
     "data", "output", "overwrite", "report_to", "logging_steps", "tokens_per_pass", "activation_checkpointing",
-    "dataloader_num_workers",
+    "compile_layers", "dataloader_num_workers",
 )  # fmt: skip
 
 
@@ -58,6 +58,7 @@ class RecipeSettings:
     sampled_softmax_above: int = _of_trainers("sampled_softmax_above")
     sampled_softmax_size: int = _of_trainers("sampled_softmax_size")
     tokens_per_pass: int | None = _of_trainers("tokens_per_pass")
+    compile_layers: bool = _of_trainers("compile_layers")
     activation_checkpointing: bool = _setting(
         False, "Compute activations of the backbone again in the backward pass: less memory, more time."
     )
@@ -143,7 +144,8 @@ class RecipeSettings:
     def of_trainers(self) -> dict[str, Any]:
         """The settings that every stage's trainer takes as they are, by the names of its arguments."""
         names = (
-            "row_sparse", "sampled_softmax_above", "sampled_softmax_size", "tokens_per_pass", "dataloader_num_workers",
+            "row_sparse", "sampled_softmax_above", "sampled_softmax_size", "tokens_per_pass", "compile_layers",
+            "dataloader_num_workers",
         )  # fmt: skip
         steps = self.logging_steps
         logging = {} if steps is None else {"logging_strategy": "steps", "logging_steps": steps}

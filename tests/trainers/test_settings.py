@@ -18,6 +18,7 @@ PASSED = {
     "sampled_softmax_above": (3, True),
     "sampled_softmax_size": (7, True),
     "tokens_per_pass": (40, False),
+    "compile_layers": (True, False),
     "dataloader_num_workers": (1, False),
     "activation_checkpointing": (True, False),
     "logging_steps": (2, False),
