@@ -7,10 +7,12 @@ import yaml
 
 from cllm4rec_hf.cli import main
 from cllm4rec_hf.errors import CLLM4RecError
-from cllm4rec_hf.trainers.arguments import CLLM4RecTrainingArguments
+from cllm4rec_hf.trainers.arguments import CLLM4RecTrainingArguments, ContentArguments
+from cllm4rec_hf.trainers.content import ContentTrainer
 from cllm4rec_hf.trainers.recipe import Recipe
 from cllm4rec_hf.trainers.settings import RecipeSettings, parse_settings
 from tests.test_cli import QUICK, flags
+from tests.trainers.parts import make_parts
 
 # value other than the default, and whether it decides the result
 PASSED = {
@@ -121,3 +123,18 @@ def test_checkpointing_goes_by_the_name_that_transformers_has(monkeypatch):
         version = type("TrainingArguments", (), {"__dataclass_fields__": {known: None}})
         monkeypatch.setattr("cllm4rec_hf.trainers.settings.TrainingArguments", version)
         assert settings.of_trainers()[known] is True
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_checkpointed_layers_are_computed_again_in_the_backward_pass(checkpointed, base_tokenizer, tmp_path):
+    parts, calls = make_parts(base_tokenizer), []
+    settings = RecipeSettings(backbone="b", activation_checkpointing=checkpointed).of_trainers()
+    args = ContentArguments(
+        str(tmp_path), num_train_epochs=1, use_cpu=True, disable_tqdm=True, save_strategy="no", **settings
+    )
+    trainer = ContentTrainer(parts.model, args, parts.content, parts.content_collator)
+    # inside of a layer, since checkpointing wraps the layer itself
+    for layer in parts.model.backbone.model.layers:
+        layer.mlp.register_forward_pre_hook(lambda module, inputs: calls.append(module))
+    trainer.train()
+    assert len(calls) == trainer.state.global_step * 2 * (1 + checkpointed)
