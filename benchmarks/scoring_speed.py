@@ -72,6 +72,8 @@ def make_models(users: int, items: int, histories: Any, options: argparse.Namesp
     heads = {"history_rank": 64, "center_hidden": True, "item_bias": True}
     model = c.CLLM4RecForRecommendation.from_backbone(own, users, items, **heads)
     reference = c.CLLM4RecForRecommendation.from_backbone(backbone, 1, 1, **heads)
+    # padded batches, as they come
+    reference.backbone.set_attn_implementation("sdpa")
     reference.config = model.config
     with torch.no_grad():
         model.item_head.history_queries.weight.normal_(0.0, 0.1)
