@@ -65,6 +65,9 @@ format: $(INSTALLED)
 benchmarks: $(MATERIALS)
 	$(BIN)/python benchmarks/prepare.py
 	$(BIN)/python benchmarks/corpora.py
+	$(BIN)/python benchmarks/catalog_scale.py
+	$(BIN)/python benchmarks/training_speed.py
+	$(BIN)/python benchmarks/scoring_speed.py
 
 clean:
 	rm -rf $(VENV) $(FLOOR) runs build dist *.egg-info

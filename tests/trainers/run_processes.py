@@ -104,7 +104,7 @@ def run(kind: str, output: Path, batch: int, resume: bool = False) -> Any:
         tables = {name: tensor.detach().clone() for name, tensor in trainer.learned_state().items()}
         save_file(tables, output / "tables.safetensors")
         log = [
-            {k: v for k, v in entry.items() if "second" not in k and "runtime" not in k}
+            {k: v for k, v in entry.items() if not any(own in k for own in ("second", "runtime", "memory"))}
             for entry in trainer.state.log_history
         ]
         result = {
