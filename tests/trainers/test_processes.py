@@ -72,6 +72,8 @@ def test_resuming_with_another_number_of_processes(tmp_path):
     same_tables(whole[1], resumed[1])
 
 
+# tests/test_accelerate_configs.py starts the recipe in two processes, too
+@pytest.mark.slow
 def test_the_recipe_in_two_processes(prepared, saved_backbone, tmp_path):
     from tests.test_cli import QUICK, flags
 
