@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -145,3 +146,19 @@ def prepared(tmp_path, interactions_file):
     assert main(arguments) == 0
     assert json.loads((output / "meta.json").read_text())
     return output
+
+
+# settings of a training run that takes seconds
+QUICK = {
+    "max_length": 64, "max_text_length": 48, "content_epochs": 1, "pretraining_epochs": 1, "recommendation_epochs": 2,
+    "batch_size": 8, "gradient_accumulation_steps": 1, "dtype": "float32",
+}  # fmt: skip
+
+
+@pytest.fixture
+def settings_file(tmp_path, prepared, saved_backbone):
+    """YAML file of such a run on the prepared data."""
+    path = tmp_path / "settings.yaml"
+    settings = {"data": str(prepared), "output": str(tmp_path / "out"), "backbone": str(saved_backbone), **QUICK}
+    path.write_text(yaml.safe_dump(settings))
+    return path

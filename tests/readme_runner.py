@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from cllm4rec_hf.cli import main
-from tests.test_cli import QUICK
+from tests.conftest import QUICK
 
 ROOT = Path(__file__).parent.parent
 

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from cllm4rec_hf.cli import main
 from cllm4rec_hf.trainers.fsdp import _sharding_plugin
-from tests.test_cli import QUICK, flags
+from tests.conftest import QUICK
+from tests.test_cli import flags
 from tests.trainers.test_processes import same_tables
 
 ROOT = Path(__file__).parent.parent

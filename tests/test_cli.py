@@ -11,24 +11,11 @@ from transformers import AutoModel, AutoTokenizer
 
 from cllm4rec_hf import Catalog, CLLM4RecForRecommendation, CLLM4RecTokenizer
 from cllm4rec_hf.cli import main
-from tests.conftest import make_backbone
-
-QUICK = {
-    "max_length": 64, "max_text_length": 48, "content_epochs": 1, "pretraining_epochs": 1, "recommendation_epochs": 2,
-    "batch_size": 8, "gradient_accumulation_steps": 1, "dtype": "float32",
-}  # fmt: skip
+from tests.conftest import QUICK, make_backbone
 
 
 def flags(settings):
     return [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
-
-
-@pytest.fixture
-def settings_file(tmp_path, prepared, saved_backbone):
-    path = tmp_path / "settings.yaml"
-    settings = {"data": str(prepared), "output": str(tmp_path / "out"), "backbone": str(saved_backbone), **QUICK}
-    path.write_text(yaml.safe_dump(settings))
-    return path
 
 
 def test_train_evaluate_and_recommend(settings_file, prepared, tmp_path, capsys):

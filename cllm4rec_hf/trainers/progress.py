@@ -1,14 +1,11 @@
 """What a training run tells about itself: the loss's parts, its speed, what it still takes, and its memory."""
 
-import logging
 import sys
 import time
 from collections import defaultdict
 from typing import Any
 
 import torch
-
-logger = logging.getLogger(__name__)
 
 _PARTS = ("lm_loss", "rec_loss", "mr_loss")
 

@@ -149,4 +149,3 @@ def test_a_large_table_takes_no_memory(prepared, tmp_path):
     assert in_memory > 0.8 * size, "the measure does not see a table in memory"
     # what the allocator keeps after writing is some 20 to 40 MB at any size
     assert peak < 0.4 * size and written < 0.5 * size and read < 0.3 * size, (written, peak, read, in_memory)
-    print(written, peak, read, in_memory, size)

@@ -75,7 +75,8 @@ def test_resuming_with_another_number_of_processes(tmp_path):
 # tests/test_accelerate_configs.py starts the recipe in two processes, too
 @pytest.mark.slow
 def test_the_recipe_in_two_processes(prepared, saved_backbone, tmp_path):
-    from tests.test_cli import QUICK, flags
+    from tests.conftest import QUICK
+    from tests.test_cli import flags
 
     found = []
     for number, batch in ((1, 8), (2, 4)):

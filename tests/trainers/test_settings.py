@@ -11,7 +11,8 @@ from cllm4rec_hf.trainers.arguments import CLLM4RecTrainingArguments, ContentArg
 from cllm4rec_hf.trainers.content import ContentTrainer
 from cllm4rec_hf.trainers.recipe import Recipe
 from cllm4rec_hf.trainers.settings import RecipeSettings, parse_settings
-from tests.test_cli import QUICK, flags
+from tests.conftest import QUICK
+from tests.test_cli import flags
 from tests.trainers.parts import make_parts
 
 # value other than the default, and whether it decides the result

@@ -11,12 +11,10 @@ import sys
 import types
 
 import pytest
-import yaml
 
 from cllm4rec_hf.cli import main
 from cllm4rec_hf.trainers.arguments import RecommendationArguments
 from cllm4rec_hf.trainers.recommendation import RecommendationTrainer
-from tests.test_cli import QUICK
 from tests.trainers.parts import make_parts
 
 SPEED = {"tokens_per_second", "documents_per_second", "padding_share", "eta_seconds", "peak_memory_mb"}
@@ -35,14 +33,6 @@ def curves(directory):
     events = EventAccumulator(str(directory))
     events.Reload()
     return {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
-
-
-@pytest.fixture
-def settings_file(tmp_path, prepared, saved_backbone):
-    path = tmp_path / "settings.yaml"
-    settings = {"data": str(prepared), "output": str(tmp_path / "out"), "backbone": str(saved_backbone), **QUICK}
-    path.write_text(yaml.safe_dump(settings))
-    return path
 
 
 def train(settings_file, *flags):
