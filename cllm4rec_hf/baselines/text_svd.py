@@ -31,7 +31,7 @@ class TextSVD(ArrayBaseline):
     """
 
     model_type = "text-svd"
-    GRID = grid_of(text_weight=(0.3, 1.0, 3.0, 10.0), power=(0.5, 1.0), rank=(32, 64, 128, 256))
+    GRID = grid_of(text_weight=(0.1, 0.3, 1.0, 3.0, 10.0), power=(0.5, 1.0), rank=(32, 64, 128, 256))
     SETTINGS = ("rank", "power", "text_weight")
     ARRAYS = ("vectors", "damping")
 
