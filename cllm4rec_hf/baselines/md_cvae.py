@@ -41,14 +41,14 @@ class MDCVAEConfig(NeuralConfig):
     model_type = "md-cvae"
 
     num_words: int = 0
-    max_words: int = 8000
+    max_words: int = 4000
     item_size: int = 200
     latent_size: int = 100
     content_hidden_size: int = 200
     dropout: float = 0.5
     beta: float = 0.2
     anneal_epochs: int = 50
-    lambda_v: float = 1.0
+    lambda_v: float = 100.0
     pretraining_epochs: int = 20
 
 
@@ -90,7 +90,7 @@ class MDCVAE(NeuralBaseline):
     """
 
     config_class = MDCVAEConfig
-    GRID = grid_of(lambda_v=(0.1, 1.0, 10.0, 100.0), beta=(0.2, 1.0))
+    GRID = grid_of(lambda_v=(1.0, 10.0, 100.0, 1000.0), beta=(0.2, 1.0))
 
     # [J, V] float32 while training
     words: csr_matrix | None = None
