@@ -54,7 +54,7 @@ class BERT4Rec(NeuralBaseline):
     """
 
     config_class = BERT4RecConfig
-    GRID = grid_of(hidden_size=(64, 128), dropout=(0.2, 0.5))
+    GRID = grid_of(dropout=(0.2, 0.5), learning_rate=(3e-4, 1e-3))
 
     def __init__(self, config: BERT4RecConfig):
         super().__init__(config)

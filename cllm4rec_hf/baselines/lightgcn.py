@@ -109,7 +109,7 @@ def normalised_graph(train: Histories) -> Tensor:
     graph = (scale @ adjacency @ scale).tocoo()
     indices = torch.from_numpy(np.stack([graph.row, graph.col]).astype(np.int64))
     values = torch.from_numpy(graph.data.astype(np.float32))
-    return torch.sparse_coo_tensor(indices, values, graph.shape).coalesce()
+    return torch.sparse_coo_tensor(indices, values, graph.shape, check_invariants=True).coalesce()
 
 
 def _others(history: np.ndarray, num_items: int, generator: np.random.Generator) -> np.ndarray:

@@ -90,7 +90,7 @@ class MDCVAE(NeuralBaseline):
     """
 
     config_class = MDCVAEConfig
-    GRID = grid_of(lambda_v=(1.0, 10.0, 100.0, 1000.0), beta=(0.2, 1.0))
+    GRID = grid_of(lambda_v=(10.0, 100.0, 1000.0), weight_decay=(0.0, 0.3))
 
     # [J, V] float32 while training
     words: csr_matrix | None = None

@@ -44,7 +44,7 @@ class MultVAE(NeuralBaseline):
     """
 
     config_class = MultVAEConfig
-    GRID = grid_of(beta=(0.05, 0.2, 0.5, 1.0), weight_decay=(0.0, 0.1))
+    GRID = grid_of(beta=(0.2, 0.5, 1.0), weight_decay=(0.0, 0.1))
 
     def __init__(self, config: MultVAEConfig):
         super().__init__(config)

@@ -37,7 +37,7 @@ class NeuralConfig(PreTrainedConfig):
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
     batch_size: int = 100
-    max_epochs: int = 300
+    max_epochs: int = 200
     patience: int = 20
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -48,15 +48,15 @@ class S3Rec(BERT4Rec):
 
     e: item embeddings; a: attribute embeddings; F: hidden states of a sequence with masked items; s: hidden state of
     the mask token that starts every sequence; ς: sigmoid; each W a d x d matrix.
-    AAP: binary cross-entropy of ς(e_iᵀ W a) for all attributes a, at the items that are not masked;
-    MAP: the same of ς(F_tᵀ W a) at the masked ones;
+    AAP: binary cross-entropy of ς(e_iᵀ W a + b_a) for all attributes a, at the items that are not masked;
+    MAP: the same of ς(F_tᵀ W a + b_a) at the masked ones;
     MIP: −log ς(F_tᵀ W e_i − F_tᵀ W e_i⁻) at the masked ones, i⁻ an item that the user does not have;
     SP: −log ς(sᵀ W s̃ − sᵀ W s̃⁻), s of the sequence with a segment masked, s̃ of this segment and s̃⁻ of a segment of
     another user. Losses are means over positions (AAP and MAP also divided by `attributes_per_item`) or users.
     """
 
     config_class = S3RecConfig
-    GRID = grid_of(hidden_size=(64, 128), dropout=(0.2, 0.5))
+    GRID = grid_of(dropout=(0.2, 0.5), sp_weight=(0.0, 0.5))
 
     # [J, A] float32 while training
     attributes: Tensor | None = None
@@ -64,6 +64,7 @@ class S3Rec(BERT4Rec):
     def __init__(self, config: S3RecConfig):
         super().__init__(config)
         self.attribute_embeddings = nn.Embedding(config.num_attributes, config.hidden_size)
+        self.attribute_bias = nn.Parameter(torch.zeros(config.num_attributes))
         self.maps = nn.ModuleDict(
             {
                 name: nn.Linear(config.hidden_size, config.hidden_size, bias=False)
@@ -80,6 +81,8 @@ class S3Rec(BERT4Rec):
         attributes = top_words(texts, config.attributes_per_item, config.max_attributes)
         model = super().create(data, num_attributes=attributes.shape[1], **settings)
         model.attributes = torch.from_numpy(attributes)
+        # without their base rates here, every item embedding would first learn the same vector, to say them
+        model.attribute_bias.data = model.attributes.mean(dim=0).clamp(1e-4, 1 - 1e-4).logit()
         return model
 
     def pretraining_losses(self, train: Histories, generator: np.random.Generator) -> Iterator[Tensor]:
@@ -107,14 +110,14 @@ class S3Rec(BERT4Rec):
         if len(seen_items):
             embeddings = self.item_embeddings[seen_items]
             loss = loss + config.aap_weight * self.attribute_loss("aap", embeddings, seen_items)
-        if len(histories) > 1:
+        if config.sp_weight and len(histories) > 1:
             loss = loss + config.sp_weight * self.sp_loss(histories, generator)
         return loss
 
     def attribute_loss(self, name: str, vectors: Tensor, items: Tensor) -> Tensor:
         """AAP of item embeddings or MAP of hidden states [n, d], given their items [n]."""
         assert self.attributes is not None
-        logits = self.maps[name](vectors) @ self.attribute_embeddings.weight.T
+        logits = F.linear(self.maps[name](vectors), self.attribute_embeddings.weight, self.attribute_bias)
         targets = self.attributes.to(self.device)[items]
         entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=-1).mean()
         return entropy / self.config.attributes_per_item

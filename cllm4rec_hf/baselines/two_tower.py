@@ -33,7 +33,7 @@ class TwoTowerConfig(NeuralConfig):
     text_size: int = 128
     hidden_size: int = 256
     output_size: int = 128
-    dropout: float = 0.3
+    dropout: float = 0.5
     min_mask_share: float = 0.1
     max_mask_share: float = 0.5
 
@@ -46,7 +46,7 @@ class TwoTower(NeuralBaseline):
     """
 
     config_class = TwoTowerConfig
-    GRID = grid_of(dropout=(0.2, 0.5), weight_decay=(0.01, 0.3))
+    GRID = grid_of(learning_rate=(3e-4, 1e-3), weight_decay=(0.1, 1.0))
 
     item_texts: Tensor
 
