@@ -47,10 +47,10 @@ class Baseline:
             settings: further hyper-parameters, the same for all points.
 
         Returns:
-            The best model and the scores of all.
+            The best model and the scores of all; `fit_to` with its settings gives the same model.
         """
-        points = cls.GRID if grid is None else grid
-        return select(lambda **point: cls.fit_to(data, seed, **settings, **point), points, data, cls.__name__)
+        points = [{**settings, **point} for point in (cls.GRID if grid is None else grid)]
+        return select(lambda **point: cls.fit_to(data, seed, **point), points, data, cls.__name__)
 
     def score(self, users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
         """Scores of all items, higher is better.

@@ -66,8 +66,8 @@ class Blend(Baseline):
         if members is None:
             linear = max((baseline_class(name).choose(data, seed) for name in TEXT_AWARE), key=lambda s: s.score)
             members = (linear.model, baseline_class("mult-vae").choose(data, seed).model)
-        points = cls.GRID if grid is None else grid
-        return select(lambda **point: cls(members, **settings, **point), points, data, cls.__name__)
+        points = [{**settings, **point} for point in (cls.GRID if grid is None else grid)]
+        return select(lambda **point: cls(members, **point), points, data, cls.__name__)
 
     def score(self, users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
         """The weighted standardised scores, [B, J] float32; see `Baseline.score`."""

@@ -134,7 +134,7 @@ def test_a_diverging_loss_is_an_error(planted_data):
 def test_chooses_on_validation(planted_data):
     settings = {name: value for name, value in short(MultVAE).items() if name != "learning_rate"}
     chosen = MultVAE.choose(planted_data, seed=2, grid=[{"learning_rate": rate} for rate in (1e-6, 1e-2)], **settings)
-    assert chosen.settings == {"learning_rate": 1e-2} and chosen.model.config.learning_rate == 1e-2
+    assert chosen.settings == {**settings, "learning_rate": 1e-2} and chosen.model.config.learning_rate == 1e-2
     assert len(chosen.table) == 2 and chosen.score == chosen.table[1]["score"]
 
 
