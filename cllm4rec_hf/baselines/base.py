@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..data.prepared import PreparedData
+from ..errors import CLLM4RecError
 from . import storage
 from .selection import Selection, select
 
@@ -95,6 +96,9 @@ class ArrayBaseline(Baseline):
             CLLM4RecError: if no such model lies there.
         """
         settings, arrays = storage.load(directory, cls.model_type)
+        missing = [name for name in cls.ARRAYS if name not in arrays]
+        if missing:
+            raise CLLM4RecError(f"The model in {directory} lacks {', '.join(missing)}; fit and save it again")
         model = cls(**settings)
         for name in cls.ARRAYS:
             setattr(model, name, arrays[name])

@@ -75,10 +75,10 @@ class Blend(Baseline):
         return ((1 - self.weight) * first + self.weight * second).astype(np.float32)
 
     def save_pretrained(self, directory: str | os.PathLike) -> None:
-        """Write config.json, model.safetensors, and each member into a folder of its own."""
+        """Write config.json with the weight, and each member into a folder of its own."""
         for position, member in enumerate(self.members):
             member.save_pretrained(Path(directory) / MEMBERS_FOLDER / str(position))
-        storage.save(directory, self.model_type, {}, {"weight": np.array([self.weight])})
+        storage.save(directory, self.model_type, {"weight": self.weight}, {})
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike) -> "Blend":
@@ -89,9 +89,9 @@ class Blend(Baseline):
         """
         from .registry import load_baseline
 
-        _, arrays = storage.load(directory, cls.model_type)
+        settings, _ = storage.load(directory, cls.model_type)
         first, second = (load_baseline(Path(directory) / MEMBERS_FOLDER / str(position)) for position in range(2))
-        return cls((first, second), float(arrays["weight"][0]))
+        return cls((first, second), **settings)
 
 
 def standardised(scores: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ class ImplicitALS(ArrayBaseline):
     """
 
     model_type = "implicit-als"
-    GRID = grid_of(factors=(32, 64, 128), regularization=(0.1, 1.0, 10.0), alpha=(5.0, 20.0))
+    GRID = grid_of(factors=(32, 64, 128), regularization=(0.1, 1.0, 10.0), alpha=(1.0, 5.0, 20.0))
     SETTINGS = ("factors", "regularization", "alpha", "iterations")
     ARRAYS = ("item_factors",)
 

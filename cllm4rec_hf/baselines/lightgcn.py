@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data.prepared import Histories, PreparedData
-from .neural import NeuralBaseline, NeuralConfig
+from .neural import NeuralBaseline, NeuralConfig, draw_absent
 from .selection import grid_of
 
 
@@ -85,7 +85,9 @@ class LightGCN(NeuralBaseline):
         """The pairwise loss; see `NeuralBaseline.loss`."""
         config = self.config
         rows = np.repeat(np.arange(len(histories)), [len(history) for history in histories])
-        negatives = np.concatenate([_others(history, config.num_items, generator) for history in histories])
+        negatives = np.concatenate(
+            [draw_absent(history, len(history), config.num_items, generator) for history in histories]
+        )
         positives = np.concatenate(histories)
         nodes = (
             users[torch.from_numpy(rows).to(self.device)],
@@ -110,9 +112,3 @@ def normalised_graph(train: Histories) -> Tensor:
     indices = torch.from_numpy(np.stack([graph.row, graph.col]).astype(np.int64))
     values = torch.from_numpy(graph.data.astype(np.float32))
     return torch.sparse_coo_tensor(indices, values, graph.shape, check_invariants=True).coalesce()
-
-
-def _others(history: np.ndarray, num_items: int, generator: np.random.Generator) -> np.ndarray:
-    """Items beside the history's, as many as it has."""
-    others = np.setdiff1d(np.arange(num_items), history)
-    return generator.choice(others if len(others) else history, len(history))

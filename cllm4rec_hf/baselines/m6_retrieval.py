@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from ..data.item_texts import item_documents, require_item_texts
+from ..data.item_texts import item_documents
 from ..data.prepared import Histories, PreparedData
+from ..errors import DataError
 from .base import ArrayBaseline
 from .selection import Selection, is_main_process, select
 
@@ -138,8 +139,13 @@ def embed_texts(
 
 
 def _documents(data: PreparedData) -> list[str]:
-    require_item_texts(data, "M6Retrieval")
-    return item_documents(data)
+    documents = item_documents(data)
+    if not any(documents):
+        raise DataError(
+            "M6Retrieval needs texts of items, and there are none; prepare the data with --text-column (reviews) or "
+            "--items and --item-text-columns"
+        )
+    return documents
 
 
 def _named(backbone: str) -> str:

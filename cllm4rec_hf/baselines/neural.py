@@ -221,6 +221,15 @@ def sample_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
     return mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
 
 
+def draw_absent(history: np.ndarray, count: int, num_items: int, generator: np.random.Generator) -> np.ndarray:
+    """Random items that a history lacks, [count] int64; any items if it lacks none."""
+    drawn = generator.integers(num_items, size=count)
+    if len(history) < num_items:
+        while (present := np.isin(drawn, history)).any():
+            drawn[present] = generator.integers(num_items, size=int(present.sum()))
+    return drawn
+
+
 def hold_out(
     histories: Sequence[np.ndarray], shares: tuple[float, float], generator: np.random.Generator
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from ..data.item_texts import require_item_texts
 from ..data.prepared import Histories, PreparedData
 from .bert4rec import BERT4Rec, BERT4RecConfig
+from .neural import draw_absent
 from .selection import grid_of
 
 
@@ -156,11 +157,9 @@ class S3Rec(BERT4Rec):
 
     def _negatives(self, histories: list[np.ndarray], masked: Tensor, generator: np.random.Generator) -> Tensor:
         """An item that the row's user does not have for each masked position, row by row."""
-        drawn = []
-        for history, count in zip(histories, masked.sum(dim=-1).tolist(), strict=True):
-            others = np.setdiff1d(np.arange(self.config.num_items), history)
-            drawn.append(generator.choice(others if len(others) else history, count))
-        return torch.from_numpy(np.concatenate(drawn).astype(np.int64)).to(self.device)
+        counts, num_items = masked.sum(dim=-1).tolist(), self.config.num_items
+        drawn = [draw_absent(*row, num_items, generator) for row in zip(histories, counts, strict=True)]
+        return torch.from_numpy(np.concatenate(drawn)).to(self.device)
 
 
 def top_words(texts: csr_matrix, per_item: int, most: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,8 +85,6 @@ def select(
 
 def is_main_process() -> bool:
     """Whether this process is the one that talks, by what launchers set."""
-    import os
-
     return os.environ.get("RANK", "0") == "0"
 
 

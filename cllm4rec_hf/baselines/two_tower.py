@@ -81,8 +81,9 @@ class TwoTower(NeuralBaseline):
         if size:
             left, singular, _ = randomized_svd(texts, size, n_iter=4, random_state=0)
             features = torch.from_numpy(left * singular)
-            # unit variance on average, as the embeddings beside them have after a few steps
-            model.item_texts.copy_(features / features.square().mean().sqrt() * cls._spread(model))
+            # the spread of the embeddings beside them
+            spread = model.config.embedding_size**-0.5
+            model.item_texts.copy_(features * spread / features.square().mean().sqrt())
         return model
 
     def item_vectors(self) -> Tensor:
@@ -106,7 +107,3 @@ class TwoTower(NeuralBaseline):
         visible, masked = hold_out(histories, (self.config.min_mask_share, self.config.max_mask_share), generator)
         targets = one_hot_rows(masked, self.config.num_items, self.device)
         return multinomial_loss(self.item_scores(users, visible), targets)
-
-    @staticmethod
-    def _spread(model: "TwoTower") -> Tensor:
-        return model.items.weight.detach().square().mean().sqrt()

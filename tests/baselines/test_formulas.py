@@ -80,7 +80,7 @@ def test_mult_vae_bound(planted_data, no_noise, generator):
             beta,
         )
         loss = model.loss(torch.tensor([0, 1]), HISTORIES, epoch, generator)
-        assert float(loss) == pytest.approx(expected, rel=1e-5)
+        assert loss.item() == pytest.approx(expected, rel=1e-5)
     np.testing.assert_allclose(model.score(np.arange(2), HISTORIES), logits_of(mean), atol=1e-4)
 
 
@@ -122,9 +122,9 @@ def test_md_cvae_losses_of_both_sides(planted_data, no_noise, generator):
     gap = ((v - means) ** 2).sum()
     losses = list(model.losses(train, 3, generator))
     assert len(losses) == 2
-    assert float(losses[0]) == pytest.approx(users + 3.0 / 2 * gap / planted_data.num_users, rel=1e-4)
-    assert float(losses[1]) == pytest.approx(items + 3.0 / 2 * gap / planted_data.num_items, rel=1e-4)
-    assert float(next(model.pretraining_losses(train, generator))) == pytest.approx(items, rel=1e-4)
+    assert losses[0].item() == pytest.approx(users + 3.0 / 2 * gap / planted_data.num_users, rel=1e-4)
+    assert losses[1].item() == pytest.approx(items + 3.0 / 2 * gap / planted_data.num_items, rel=1e-4)
+    assert next(model.pretraining_losses(train, generator)).item() == pytest.approx(items, rel=1e-4)
 
 
 def test_md_cvae_sides_pull_each_other_alternately(planted_data, generator):
@@ -168,7 +168,7 @@ def test_bert4rec_loss_and_logits(planted_data, monkeypatch, generator):
     np.testing.assert_allclose(model.score(np.arange(2), visible), logits, atol=1e-4)
     monkeypatch.setattr("cllm4rec_hf.baselines.bert4rec.hold_out", lambda *arguments: (visible, masked))
     expected = -(interactions(planted_data, masked) * log_softmax(logits)).sum(axis=1).mean()
-    assert float(model.loss(torch.tensor([0, 1]), HISTORIES, 0.0, generator)) == pytest.approx(expected, rel=1e-5)
+    assert model.loss(torch.tensor([0, 1]), HISTORIES, 0.0, generator).item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def test_s3rec_attributes(s3rec, name):
     vectors = torch.randn(3, 8)
     logits = vectors.numpy() @ w[f"maps.{name}.weight"].T @ w["attribute_embeddings.weight"].T + w["attribute_bias"]
     expected = cross_entropy(logits, s3rec.attributes.numpy()[items]).sum(axis=1).mean() / 4
-    assert float(s3rec.attribute_loss(name, vectors, items)) == pytest.approx(expected, rel=1e-4)
+    assert s3rec.attribute_loss(name, vectors, items).item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_s3rec_items(s3rec):
@@ -196,14 +196,14 @@ def test_s3rec_items(s3rec):
     gaps = (mapped * (table[[4, 9]] - table[[60, 61]])).sum(axis=1)
     expected = np.log1p(np.exp(-gaps)).mean()
     loss = s3rec.mip_loss(vectors, torch.tensor([4, 9]), torch.tensor([60, 61]))
-    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_s3rec_segments_are_those_of_other_users(s3rec, monkeypatch, generator):
     read = []
     encode = s3rec.encode
     monkeypatch.setattr(s3rec, "encode", lambda sequences: read.append(sequences) or encode(sequences))
-    loss = float(s3rec.sp_loss(HISTORIES, generator))
+    loss = s3rec.sp_loss(HISTORIES, generator).item()
     mask, num_items = s3rec.mask_id, s3rec.config.num_items
     for context, segment, history in zip(*[rows.tolist() for rows in read], HISTORIES, strict=True):
         left, taken = [k for k in context[1:] if k < num_items], [k for k in segment[1:] if k < num_items]
@@ -254,7 +254,7 @@ def test_light_gcn_propagates_and_ranks(planted_data, generator, monkeypatch):
     scores = model.score(np.array([5]), [train[5]])
     np.testing.assert_allclose(scores[0], smooth[5] @ smooth[len(x) :].T, atol=1e-4)
     negatives = iter([[100, 101, 102, 103], [104, 105]])
-    monkeypatch.setattr("cllm4rec_hf.baselines.lightgcn._others", lambda *arguments: np.array(next(negatives)))
+    monkeypatch.setattr("cllm4rec_hf.baselines.lightgcn.draw_absent", lambda *arguments: np.array(next(negatives)))
     triples = [(2, i, j) for i, j in zip(HISTORIES[0], range(100, 104), strict=True)]
     triples += [(7, i, j) for i, j in zip(HISTORIES[1], (104, 105), strict=True)]
     losses = []
@@ -263,7 +263,7 @@ def test_light_gcn_propagates_and_ranks(planted_data, generator, monkeypatch):
         gap = smooth[nodes[0]] @ (smooth[nodes[1]] - smooth[nodes[2]])
         losses.append(np.log1p(np.exp(-gap)) + 0.3 / 2 * (e[nodes] ** 2).sum())
     loss = model.loss(torch.tensor([2, 7]), HISTORIES, 0.0, generator)
-    assert float(loss) == pytest.approx(np.mean(losses), rel=1e-4)
+    assert loss.item() == pytest.approx(np.mean(losses), rel=1e-4)
 
 
 def test_two_tower_scores(planted_data):

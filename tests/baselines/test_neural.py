@@ -9,7 +9,14 @@ from cllm4rec_hf.baselines.bert4rec import BERT4Rec
 from cllm4rec_hf.baselines.lightgcn import LightGCN
 from cllm4rec_hf.baselines.md_cvae import MDCVAE
 from cllm4rec_hf.baselines.mult_vae import MultVAE
-from cllm4rec_hf.baselines.neural import hold_out, kl_to_standard_normal, multinomial_loss, one_hot_rows, sample_normal
+from cllm4rec_hf.baselines.neural import (
+    draw_absent,
+    hold_out,
+    kl_to_standard_normal,
+    multinomial_loss,
+    one_hot_rows,
+    sample_normal,
+)
 from cllm4rec_hf.baselines.s3rec import S3Rec
 from cllm4rec_hf.baselines.selection import validation_score
 from cllm4rec_hf.baselines.two_tower import TwoTower
@@ -196,3 +203,10 @@ def test_holding_out_partitions_each_history():
             assert (np.diff(left) > 0).all()
         counts.add(len(masked[0]))
     assert {2, 10} <= counts or len(counts) > 5
+
+
+def test_drawn_items_are_absent_ones():
+    generator = np.random.Generator(np.random.PCG64(0))
+    drawn = np.concatenate([draw_absent(np.array([0, 2, 3]), 5, 6, generator) for _ in range(40)])
+    assert set(drawn) == {1, 4, 5}
+    assert len(draw_absent(np.arange(3), 4, 3, generator)) == 4

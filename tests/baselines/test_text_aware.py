@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
+from cllm4rec_hf.baselines import storage
 from cllm4rec_hf.baselines.ease import EASE, TextEASE
 from cllm4rec_hf.baselines.text_svd import TextSVD
 from cllm4rec_hf.baselines.tfidf import TfidfNeighbours
 from cllm4rec_hf.data.item_texts import item_documents, item_text_matrix
-from cllm4rec_hf.errors import DataError
+from cllm4rec_hf.errors import CLLM4RecError, DataError
 
 CLASSES = (TextEASE, TextSVD, TfidfNeighbours)
 
@@ -113,3 +114,9 @@ def test_wrong_settings(planted_data):
     for baseline in CLASSES:
         with pytest.raises(ValueError, match="is not fitted"):
             baseline().score(np.array([0]), [np.array([0])])
+
+
+def test_a_file_of_another_layout_is_refused(tmp_path, planted_data):
+    storage.save(tmp_path, "text-svd", {}, {"vectors": np.zeros((3, 2))})
+    with pytest.raises(CLLM4RecError, match="lacks damping; fit and save it again"):
+        TextSVD.from_pretrained(tmp_path)
