@@ -27,7 +27,7 @@ class CornacSASRec(ArrayBaseline):
     """
 
     model_type = "cornac-sasrec"
-    GRID = grid_of(embedding_dim=(64, 128), n_epochs=(5, 15, 40))
+    GRID = grid_of(n_epochs=(10, 30, 90))
     SETTINGS = (
         "num_items", "embedding_dim", "num_blocks", "num_heads", "max_len", "dropout", "n_epochs", "learning_rate",
     )  # fmt: skip
@@ -44,7 +44,7 @@ class CornacSASRec(ArrayBaseline):
         num_heads: int = 1,
         max_len: int = 50,
         dropout: float = 0.2,
-        n_epochs: int = 15,
+        n_epochs: int = 30,
         learning_rate: float = 1e-3,
     ):
         self.num_items, self.embedding_dim, self.num_blocks, self.num_heads = (

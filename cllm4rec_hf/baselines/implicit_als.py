@@ -23,13 +23,13 @@ class ImplicitALS(ArrayBaseline):
     """
 
     model_type = "implicit-als"
-    GRID = grid_of(factors=(32, 64, 128), regularization=(0.1, 1.0, 10.0), alpha=(1.0, 5.0, 20.0))
+    GRID = grid_of(factors=(16, 64, 128, 256), regularization=(3.0, 10.0, 30.0, 100.0), alpha=(1.0, 3.0))
     SETTINGS = ("factors", "regularization", "alpha", "iterations")
     ARRAYS = ("item_factors",)
 
     item_factors: np.ndarray | None = None
 
-    def __init__(self, factors: int = 64, regularization: float = 1.0, alpha: float = 5.0, iterations: int = 15):
+    def __init__(self, factors: int = 64, regularization: float = 10.0, alpha: float = 1.0, iterations: int = 15):
         self.factors, self.regularization, self.alpha, self.iterations = factors, regularization, alpha, iterations
 
     @classmethod

@@ -27,7 +27,8 @@ class LightGCNConfig(NeuralConfig):
 
     embedding_size: int = 64
     num_layers: int = 3
-    embedding_penalty: float = 1e-3
+    embedding_penalty: float = 1e-2
+    learning_rate: float = 5e-3
 
 
 class LightGCN(NeuralBaseline):
@@ -38,7 +39,7 @@ class LightGCN(NeuralBaseline):
     """
 
     config_class = LightGCNConfig
-    GRID = grid_of(embedding_penalty=(1e-4, 1e-3, 1e-2), num_layers=(2, 3))
+    GRID = grid_of(embedding_penalty=(1e-3, 1e-2, 3e-2, 1e-1), num_layers=(2, 3))
 
     # Â as a sparse [I + J, I + J] tensor while training
     graph: Tensor | None = None

@@ -8,7 +8,10 @@ import pytest
 from cllm4rec_hf.baselines.cornac_sasrec import CornacSASRec
 from cllm4rec_hf.baselines.implicit_als import ImplicitALS
 
-SMALL = {ImplicitALS: {"factors": 16, "regularization": 0.1}, CornacSASRec: {"embedding_dim": 16, "n_epochs": 3}}
+SMALL = {
+    ImplicitALS: {"factors": 16, "regularization": 0.1, "alpha": 5.0},
+    CornacSASRec: {"embedding_dim": 16, "n_epochs": 3},
+}
 PACKAGES = {ImplicitALS: "implicit", CornacSASRec: "cornac"}
 
 
