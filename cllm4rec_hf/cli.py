@@ -246,23 +246,46 @@ def _add_recommend(commands: Any) -> None:
         "--unknown", choices=("raise", "skip", "warn"), default="raise", help="what to do with unknown ids"
     )
     parser.add_argument("--output", metavar="FILE", help=".parquet or .csv; printed with titles by default")
+    parser.add_argument(
+        "--score-cells", type=int, metavar="N", help="users x items that are scored at once; bounds memory"
+    )
 
 
 def _recommend(options: argparse.Namespace) -> int:
     _hide_loading_bars()
     from .inference.batch import recommend_to_file, recommend_to_terminal, requests_from
     from .inference.recommender import Recommender
+    from .inference.sharing import OtherProcessError, launched_processes
 
     if options.top_k < 1:
         raise CLLM4RecError(f"--top-k must be 1 or more, got {options.top_k}")
-    recommender = Recommender.from_pretrained(options.model)
-    requests = requests_from(recommender.catalog, options.data, options.users, options.histories, options.unknown)
-    if options.output:
+    if options.score_cells is not None and options.score_cells < 1:
+        raise CLLM4RecError(f"--score-cells must be 1 or more, got {options.score_cells}")
+    bound = {} if options.score_cells is None else {"score_cells": options.score_cells}
+    processes = launched_processes()
+    try:
+        if not options.output and not processes.is_main_process:
+            return 0
+        recommender = Recommender.from_pretrained(options.model, **bound)
+        if processes.device.type != "cpu":
+            recommender.model.to(processes.device)
+        catalog = recommender.catalog
+        requests = requests_from(catalog, options.data, options.users, options.histories, options.unknown)
+        if not options.output:
+            recommend_to_terminal(recommender, requests, options.top_k, options.unknown)
+            return 0
         count = recommend_to_file(recommender, requests, options.output, options.top_k, options.unknown)
-        print(f"Recommendations for {count:,} users written to {options.output}")
-    else:
-        recommend_to_terminal(recommender, requests, options.top_k, options.unknown)
-    return 0
+        if processes.is_main_process:
+            print(f"Recommendations for {count:,} users written to {options.output}")
+        return 0
+    except OtherProcessError:
+        # the process that failed says why, and so does the main one
+        if processes.is_main_process:
+            raise
+        return 2
+    finally:
+        if processes.num_processes > 1:
+            processes.destroy_process_group()
 
 
 # ---- push

@@ -14,6 +14,7 @@ from ..data.prompts import PromptBuilder
 from ..errors import CLLM4RecError
 from .recommender import check_parts
 from .requests import Request, allowed_items, answers, history_of
+from .scoring import best_items
 
 # what transformers' factory hands on although it has made use of it
 _USED_BY_THE_FACTORY = ("local_files_only", "torch_dtype")
@@ -124,9 +125,15 @@ class RecommendationPipeline(Pipeline):
         self, outputs: dict[str, Any], top_k: int = 20, exclude_seen: bool = True, allowed: Any = None
     ) -> list[dict[str, Any]]:
         """The best items of one request, by name."""
-        history = outputs["history"]
+        # taken out of a batch it still has the batch's axis
+        history = outputs["history"].reshape(-1)
         seen = history if exclude_seen else history[:0]
-        (found,) = answers(self.catalog, outputs["logits"].float().numpy(), [seen], top_k, allowed)
+        logits = outputs["logits"].float()
+
+        def scores(rows: slice, items: slice) -> torch.Tensor:
+            return logits[rows, items].clone()
+
+        (found,) = answers(self.catalog, *best_items(scores, len(self.catalog), [seen], top_k, allowed))
         return found
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:

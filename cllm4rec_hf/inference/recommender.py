@@ -4,9 +4,10 @@ import contextlib
 import os
 import re
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from ..card import publish_documents
 from ..data.catalog import Catalog
@@ -14,9 +15,27 @@ from ..data.prompts import PromptBuilder
 from ..errors import CLLM4RecError, HubError
 from ..hub import push, reading, write_checkpoint
 from .ranker import ModelRanker
-from .requests import Request, allowed_items, answers, history_of
+from .requests import Request, allowed_items, answers
+from .scoring import SCORE_CELLS
+from .windows import Window, windows
 
 _HUB_KEYWORDS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download", "proxies")
+# enough requests for batches of equal length, few enough for answers to come soon and processes to share them out
+BATCH_SIZE = 1024
+
+
+class Ranked(NamedTuple):
+    """The answers to a window of requests.
+
+    Args:
+        window: the requests.
+        items: [B, k] int64 item indices, best first; −1 where the catalog has no more items left.
+        scores: [B, k] float32, log p over the whole catalog.
+    """
+
+    window: Window
+    items: np.ndarray
+    scores: np.ndarray
 
 
 class Recommender:
@@ -26,25 +45,40 @@ class Recommender:
         model: a `CLLM4RecForRecommendation`.
         tokenizer: the tokenizer of the same checkpoint.
         catalog: its catalog.
-        batch_size: requests that are scored at once; bounds memory at batch_size x catalog scores.
+        batch_size: requests that are taken up at a time, sorted by length for the backbone and scored together.
+        score_cells: bound on users x items that are scored at once; see `best_items`.
 
     Raises:
         CLLM4RecError: if the three do not belong together.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, catalog: Catalog, batch_size: int = 256):
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        catalog: Catalog,
+        batch_size: int = BATCH_SIZE,
+        score_cells: int = SCORE_CELLS,
+    ):
         check_parts(model.config, tokenizer, catalog)
         self.model, self.tokenizer, self.catalog, self.batch_size = model, tokenizer, catalog, batch_size
         prompts = PromptBuilder(tokenizer, model.config.is_encoder_decoder)
-        self.ranker = ModelRanker(model, prompts, model.config.max_prompt_length)
+        self.ranker = ModelRanker(model, prompts, model.config.max_prompt_length, score_cells=score_cells)
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | os.PathLike, batch_size: int = 256, **kwargs: Any) -> "Recommender":
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike,
+        batch_size: int = BATCH_SIZE,
+        score_cells: int = SCORE_CELLS,
+        **kwargs: Any,
+    ) -> "Recommender":
         """Load a checkpoint with its tokenizer and catalog.
 
         Args:
             name_or_path: directory or Hub id. All of it is read at one commit of the repository.
-            batch_size: requests that are scored at once.
+            batch_size: requests that are taken up at a time.
+            score_cells: bound on users x items that are scored at once.
             kwargs: arguments of the model's `from_pretrained`, e.g. `dtype`, `revision`, `subfolder`, `token`.
 
         Raises:
@@ -63,7 +97,7 @@ class Recommender:
         hub = {key: kwargs.pop(key) for key in _HUB_KEYWORDS if key in kwargs}
         with contextlib.nullcontext() if path.exists() else _reading_checkpoint(name, hub):
             model, tokenizer, catalog = _load(name, hub, kwargs)
-        return cls(model, tokenizer, catalog, batch_size)
+        return cls(model, tokenizer, catalog, batch_size, score_cells)
 
     def save_pretrained(self, directory: str | os.PathLike) -> None:
         """Write model, tokenizer and catalog into a directory; see the model's `save_pretrained`."""
@@ -123,16 +157,42 @@ class Recommender:
             UnknownIdError: if an item is unknown and the policy is `raise`.
             ValueError: if `top_k` is not positive.
         """
+        for ranked in self.rank(requests, top_k, unknown, exclude_seen, exclude, restrict_to):
+            yield from answers(self.catalog, ranked.items, ranked.scores)
+
+    def rank(
+        self,
+        requests: Iterable[Request],
+        top_k: int = 20,
+        unknown: str = "raise",
+        exclude_seen: bool = True,
+        exclude: Iterable[str] | None = None,
+        restrict_to: Iterable[str] | None = None,
+        part: int = 0,
+        parts: int = 1,
+    ) -> Iterator[Ranked]:
+        """Recommend as `recommend` does, by item indices in arrays.
+
+        Args:
+            requests: the requests; `PreparedRequests` are never spelled out.
+            top_k: recommendations a request.
+            unknown: what to do with item ids that the catalog lacks: `raise`, `skip` or `warn`.
+            exclude_seen: whether the items of the history are left out.
+            exclude: ids of items to leave out of every answer.
+            restrict_to: ids of the only items to choose from.
+            part: which of the parts this process works on: of each `parts` windows of requests the one of this
+                number, so that the windows, and with them all numbers, are the same however many processes there are.
+            parts: number of parts.
+
+        Yields:
+            `Ranked` for each window of `batch_size` requests, in their order.
+        """
         if top_k < 1:
             raise ValueError(f"top_k must be 1 or more, got {top_k}")
         allowed = allowed_items(self.catalog, exclude, restrict_to, unknown)
-        requests = iter(requests)
-        while batch := list(islice(requests, self.batch_size)):
-            histories = [history_of(request, self.catalog, unknown) for request in batch]
-            users = [self.catalog.find_user(request.user) for request in batch]
-            scores = self.ranker.score(users, histories)
-            seen = histories if exclude_seen else [history[:0] for history in histories]
-            yield from answers(self.catalog, scores, seen, top_k, allowed)
+        for window in windows(requests, self.batch_size, self.catalog, unknown, part, parts):
+            seen = window.histories if exclude_seen else [history[:0] for history in window.histories]
+            yield Ranked(window, *self.ranker.best(window.users, window.histories, seen, top_k, allowed))
 
 
 def check_parts(config: Any, tokenizer: Any, catalog: Catalog) -> None:

@@ -8,7 +8,6 @@ import numpy as np
 
 from ..data.catalog import Catalog
 from ..errors import CLLM4RecError
-from ..evaluation.ranking import top_k as rank_top_k
 
 
 @dataclass(frozen=True)
@@ -109,42 +108,22 @@ def allowed_items(
     return allowed
 
 
-def answers(
-    catalog: Catalog,
-    scores: np.ndarray,
-    seen: Sequence[np.ndarray],
-    top_k: int,
-    allowed: np.ndarray | None = None,
-) -> list[list[dict[str, Any]]]:
+def answers(catalog: Catalog, items: np.ndarray, scores: np.ndarray) -> list[list[dict[str, Any]]]:
     """The best items of each row, by name.
 
     Args:
         catalog: the model's catalog.
-        scores: [B, J] float32 logits.
-        seen: item indices to leave out of each row.
-        top_k: how many; fewer where a row has no more items left.
-        allowed: [J] bool, items that may be recommended; None for all.
+        items: [B, k] int64, best first, −1 where there is none.
+        scores: [B, k] float32.
 
     Returns:
-        For each row a list of {"item", "title", "score"}, best first; score is log p over the whole catalog.
+        For each row a list of {"item", "title", "score"}, best first.
     """
-    # the probabilities are those of the model's multinomial, whatever is left out of the answer
-    normalizer = _log_sum_exp(scores)
-    eligible = scores if allowed is None else np.where(allowed, scores, -np.inf)
-    items, _ = rank_top_k(eligible, seen, top_k)
     return [
         [
-            {
-                "item": catalog.item_ids[index],
-                "title": catalog.titles[index],
-                "score": float(scores[row, index] - normalizer[row]),
-            }
-            for index in ranked[ranked >= 0]
+            {"item": catalog.item_ids[item], "title": catalog.titles[item], "score": score}
+            for item, score in zip(row_items, row_scores, strict=True)
+            if item >= 0
         ]
-        for row, ranked in enumerate(items)
+        for row_items, row_scores in zip(items.tolist(), scores.tolist(), strict=True)
     ]
-
-
-def _log_sum_exp(scores: np.ndarray) -> np.ndarray:
-    largest = scores.max(axis=1, keepdims=True)
-    return np.log(np.exp(scores - largest).sum(axis=1)) + largest[:, 0]

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, GgufConfig, PreTrainedModel
 from transformers.utils import resolve_revision
 
+from .attention_cllm4rec import choose_attention
 from .quantization_cllm4rec import check_quantized, quantize_backbone
 
 PACKAGE_SCHEME = "package://"
@@ -103,6 +104,7 @@ def load_backbone(
         config: configuration to load with instead of the stored one, as recorded in a checkpoint.
         dtype: dtype of the weights; `None` or `"auto"` takes the stored one, float32 for GGUF files.
         kwargs: passed on to `from_pretrained` (`attn_implementation`, `quantization_config`, `cache_dir`, `token`, …).
+            Without `attn_implementation`, the one that measures best is chosen.
 
     Returns:
         A causal or sequence-to-sequence language model.
@@ -142,9 +144,12 @@ def load_backbone(
     _check_complete(name_or_path, config, info)
     if gguf_file is not None:
         _forget_quantization(backbone)
-        return backbone if quantization is None else quantize_backbone(backbone, quantization)
-    if quantization is not None:
+        if quantization is not None:
+            backbone = quantize_backbone(backbone, quantization)
+    elif quantization is not None:
         check_quantized(backbone, quantization)
+    if kwargs.get("attn_implementation") is None:
+        choose_attention(backbone)
     return backbone
 
 

@@ -22,19 +22,23 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
         gradient = torch.empty_like(hidden) if hidden.requires_grad else None
         for start in range(0, hidden.shape[0], _CHUNK_ROWS):
             rows = slice(start, start + _CHUNK_ROWS)
+            index = target[rows].unsqueeze(1)
             logits = F.linear(hidden[rows], weight, bias).float()
+            slope = None
             if softcap is not None:
                 squashed = torch.tanh(logits / softcap)
-                logits = squashed * softcap
-            index = target[rows].unsqueeze(1)
-            log_normalizer = torch.logsumexp(logits, dim=-1, keepdim=True)
-            total += (log_normalizer - logits.gather(1, index)).sum()
+                logits, slope = squashed * softcap, 1 - squashed**2
+            own = logits.gather(1, index)
+            largest = logits.amax(dim=-1, keepdim=True)
+            # not normalized: dividing d numbers a row afterwards is cheaper than N before
+            shares = logits.sub_(largest).exp_()
+            sums = shares.sum(dim=-1, keepdim=True)
+            total += (sums.log() + largest - own).sum()
             if gradient is not None:
-                probability = logits.sub_(log_normalizer).exp_()
-                probability.scatter_add_(1, index, torch.full_like(index, -1, dtype=probability.dtype))
-                if softcap is not None:
-                    probability *= 1 - squashed**2
-                gradient[rows] = probability.to(weight.dtype) @ weight
+                taken = weight[target[rows]].float()
+                if slope is not None:
+                    shares, taken = shares * slope, taken * slope.gather(1, index)
+                gradient[rows] = ((shares.to(weight.dtype) @ weight).float() / sums - taken).to(gradient.dtype)
         ctx.save_for_backward(gradient)
         return total
 

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .adapters_cllm4rec import WithAdapters
+from .attention_cllm4rec import choose_attention
 from .backbone_cllm4rec import cut_layers, is_local_backbone, load_backbone
 from .configuration_cllm4rec import CLLM4RecConfig
 from .quantization_cllm4rec import CANNOT_BE_SAVED, is_quantized, quantize_backbone
@@ -61,6 +62,8 @@ class BackboneElsewhere(WithAdapters, PreTrainedModel):
             home: Any = config if config is not None else pretrained_model_name_or_path
             config, kwargs = cls.config_class.from_pretrained(home, return_unused_kwargs=True, **source, **kwargs)
         kwargs.update(source)
+        # where it was asked for, either the arguments still have it or the configuration took it
+        attention = kwargs.get("attn_implementation") or config._attn_implementation
         quantization = kwargs.pop("quantization_config", None)
         tolerates, wants_info = kwargs.pop("ignore_mismatched_sizes", False), kwargs.pop("output_loading_info", False)
         # sizes that differ are reported below, in the terms of the configuration
@@ -86,7 +89,7 @@ class BackboneElsewhere(WithAdapters, PreTrainedModel):
                     config.backbone_revision,
                     config=cut_layers(config.text_config, None),
                     quantization_config=quantization,
-                    **elsewhere,
+                    **{"attn_implementation": attention, **elsewhere},
                 )
             model.attach_backbone(backbone)
             if elsewhere["device_map"] is not None and kwargs["device_map"] is None:
@@ -95,6 +98,9 @@ class BackboneElsewhere(WithAdapters, PreTrainedModel):
                     part.to(backbone.get_input_embeddings().weight.device)
         elif quantization is not None:
             model.attach_backbone(quantize_backbone(model.backbone, quantization))
+        if attention is None:
+            choose_attention(model.backbone)
+            model.config._attn_implementation = model.backbone.config._attn_implementation
         # a parameter that is loaded is a new one, and new ones require gradients
         model.backbone.requires_grad_(False)
         model.eval()

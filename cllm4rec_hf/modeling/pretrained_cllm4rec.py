@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
+from .attention_cllm4rec import attends_by_document, choose_attention, encode_documents
 from .backbone_cllm4rec import load_backbone, pin_revision
 from .configuration_cllm4rec import CLLM4RecConfig, without_quantization
 from .head_cllm4rec import ItemHead
@@ -34,7 +35,7 @@ class CLLM4RecPreTrainedModel(BackboneElsewhere):
     # losses are means over documents, never over tokens: Trainer must not divide them by a token count
     accepts_loss_kwargs = False
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
-    _no_split_modules: list[str] = []
+    _no_split_modules: set[str] = set()
     _keep_in_fp32_modules_strict = [
         "collaborative_user_embeddings",
         "collaborative_item_embeddings",
@@ -91,7 +92,10 @@ class CLLM4RecPreTrainedModel(BackboneElsewhere):
         backbone.requires_grad_(False)
         keep_gradient(backbone)
         self.backbone = backbone
+        # which modules a device map or a sharding may not cut
+        self._no_split_modules = set(backbone._no_split_modules or ())
         self.config.text_config = without_quantization(backbone.config)
+        self.config._attn_implementation = backbone.config._attn_implementation
         if self.config.backbone_name_or_path is not None:
             # transformers' Trainer reads this too, and does not miss these keys when it resumes
             self._keys_to_ignore_on_save = {f"backbone.{key}" for key in backbone.state_dict()}
@@ -114,7 +118,8 @@ class CLLM4RecPreTrainedModel(BackboneElsewhere):
 
         Args:
             backbone: Hub id, directory, GGUF file, `package://PACKAGE/FILE`, or a live language model with its head
-                (which then belongs to the new model and is saved with it).
+                (which then belongs to the new model and is saved with it, and keeps its attention implementation
+                unless that is transformers' default).
             num_users: number of user tokens I.
             num_items: number of item tokens J.
             num_layers: keep only the backbone's first so many layers.
@@ -140,6 +145,7 @@ class CLLM4RecPreTrainedModel(BackboneElsewhere):
             if is_quantized(backbone):
                 raise ValueError(CANNOT_BE_SAVED)
             name, loaded = None, backbone
+            choose_attention(loaded)
         else:
             name = os.fspath(backbone)
             revision = pin_revision(name, revision, backbone_kwargs or {})
@@ -271,7 +277,7 @@ class CLLM4RecPreTrainedModel(BackboneElsewhere):
             position_ids: [B, T] int64, decoder-only backbones; by default counted from the attention mask.
 
         Returns:
-            [B, T, d], or [B, M, d] of the decoder, in the backbone's dtype.
+            [B, T, d], or [B, M, d] of the decoder, in the backbone's dtype; not defined where there is padding.
 
         Raises:
             ValueError: if a row is longer than the backbone's context, or an id is out of range.
@@ -297,6 +303,8 @@ class CLLM4RecPreTrainedModel(BackboneElsewhere):
                 hidden = hidden * self.config.hidden_size**-0.5
             return hidden
         decoder = self.backbone.get_decoder()
+        if position_ids is None and attends_by_document(self.backbone) and not torch.compiler.is_compiling():
+            return encode_documents(decoder, embedded, attention_mask)
         positions = {}
         if position_ids is None and attention_mask is not None:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)

@@ -1,8 +1,6 @@
 """What the three trainers share: batches of documents, the per-document loss, its parts in the log, safe saving."""
 
 import logging
-import time
-from collections import defaultdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,15 +18,17 @@ from ..data.negatives import ItemSampler
 from ..data.sampling import AlternatingBatchSampler
 from ..errors import CLLM4RecError
 from ..modeling.adapters_cllm4rec import TRAINED_BESIDE_ADAPTERS
+from ..modeling.attention_cllm4rec import attends_by_document
 from ..modeling.quantization_cllm4rec import is_quantized, layer_without_gradient
 from .arguments import CLLM4RecTrainingArguments
-from .pushing import PushingTrainer
+from .compiling import compiled_layers
+from .fsdp import ShardingTrainer
+from .passes import split_batch, tokens_per_pass
+from .progress import Record, summary_line
 from .row_adamw import RowAdamW
 from .row_gradients import gradient_norm, share_row_gradients
 
 logger = logging.getLogger(__name__)
-
-_PARTS = ("lm_loss", "rec_loss", "mr_loss")
 
 
 class BarOnly(ProgressCallback):
@@ -38,7 +38,7 @@ class BarOnly(ProgressCallback):
         """Write nothing."""
 
 
-class CLLM4RecTrainer(PushingTrainer):
+class CLLM4RecTrainer(ShardingTrainer):
     """Trains the tables of a CLLM4Rec model on one corpus, or on two whose steps alternate.
 
     The loss of an optimizer step is the mean over all its documents, whatever the micro-batches and the padding.
@@ -81,7 +81,7 @@ class CLLM4RecTrainer(PushingTrainer):
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(BarOnly)
-        self._reset_record()
+        self._record = Record(self.model)
         self._summary: dict[str, float] = {}
 
     def _check_tables_learn(self) -> None:
@@ -147,7 +147,9 @@ class CLLM4RecTrainer(PushingTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as `Trainer.train` does."""
-        result = super().train(*args, **kwargs)
+        self._record.start_run()
+        with compiled_layers(self._bare_model().backbone, self.args.compile_layers):
+            result = super().train(*args, **kwargs)
         if self.accelerator.num_processes > 1:
             # DistributedDataParallel must not outlive the process group: as its last owner it would wait for gloo's
             # threads with Python's lock held, which they need
@@ -179,7 +181,8 @@ class CLLM4RecTrainer(PushingTrainer):
         if model.training:
             if not torch.isfinite(loss):
                 raise FloatingPointError(self._divergence(f"the loss of a {inputs['task']} batch is {loss.item()}"))
-            self._record(inputs, outputs, documents)
+            cells = self._computed_tokens(inputs["attention_mask"])
+            self._record.add(inputs, outputs, cells, self.state.global_step)
         if num_items_in_batch is not None:
             # gradients are averaged over processes, documents are counted over all of them
             loss = loss * documents * self.accelerator.num_processes / num_items_in_batch
@@ -238,7 +241,7 @@ class CLLM4RecTrainer(PushingTrainer):
             getattr(self.args.optim, "value", self.args.optim)
         ).startswith("adamw_torch")
         # these know dense gradients only
-        knows_rows = not (self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.device.type == "mps")
+        knows_rows = not (self.is_deepspeed_enabled or self.args.device.type == "mps")
         return self.args.row_sparse and is_adamw and knows_rows
 
     def _row_tables(self) -> list[torch.nn.Embedding]:
@@ -247,22 +250,50 @@ class CLLM4RecTrainer(PushingTrainer):
         queries = model.item_head.history_queries
         return [*model.tables(), *([] if queries is None else [queries])]
 
+    def _exchanged_here(self, model: Any) -> list[torch.Tensor]:
+        """Parameters whose gradients DistributedDataParallel does not exchange."""
+        if self.accelerator.num_processes == 1:
+            return []
+        if self.sharding is not None:
+            return [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return [table.weight for table in self._row_tables()] if self._steps_by_rows() else []
+
     def _wrap_model(self, model: Any, training: bool = True, dataloader: Any = None) -> Any:
-        if training and self.accelerator.num_processes > 1 and self._steps_by_rows():
-            rows = {id(table.weight) for table in self._row_tables()}
-            names = [name for name, parameter in model.named_parameters() if id(parameter) in rows]
+        if training and (exchanged := {id(parameter) for parameter in self._exchanged_here(model)}):
+            # nobody else makes sure that all processes, on machines of their own, have found the same start
+            for tensor in (*self._exchanged_here(model), *model.item_head.buffers()):
+                torch.distributed.broadcast(tensor.data, src=0)
+            names = [name for name, parameter in model.named_parameters() if id(parameter) in exchanged]
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
-            if not any(p.requires_grad for p in model.parameters() if id(p) not in rows):
+            if not any(p.requires_grad for p in model.parameters() if id(p) not in exchanged):
                 # nothing is left for DistributedDataParallel, which refuses to wrap such a model
                 self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
         return super()._wrap_model(model, training=training, dataloader=dataloader)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """A micro-batch's backward pass; after the last of a step, processes exchange the gradients of rows."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        if self.accelerator.num_processes > 1 and self.accelerator.sync_gradients and self._steps_by_rows():
-            share_row_gradients(self.accelerator, self._row_tables())
+        *first, last = self._passes(inputs)
+        loss: Any = 0.0
+        for part in first:
+            with self.accelerator.no_sync(model):
+                loss = loss + super().training_step(model, part, num_items_in_batch)
+        loss = loss + super().training_step(model, last, num_items_in_batch)
+        if self.accelerator.sync_gradients and (exchanged := self._exchanged_here(model)):
+            share_row_gradients(self.accelerator, exchanged)
         return loss
+
+    def _passes(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+        if self.sharding is not None or self.is_deepspeed_enabled:
+            # every pass gathers layers from all processes, so all have to make the same number of them
+            return [batch]
+        bound = tokens_per_pass(self.args.tokens_per_pass, self.args.device)
+        return split_batch(batch, bound, computes_padding=not attends_by_document(self._bare_model().backbone))
+
+    def _computed_tokens(self, mask: torch.Tensor) -> int:
+        return int(mask.sum()) if attends_by_document(self._bare_model().backbone) else mask.numel()
+
+    def _bare_model(self) -> Any:
+        return self.accelerator.unwrap_model(self.model)
 
     def _clip_grad_norm(self, model: Any) -> torch.Tensor:
         if not self._steps_by_rows():
@@ -276,61 +307,23 @@ class CLLM4RecTrainer(PushingTrainer):
 
     # ---- log
 
-    def _reset_record(self) -> None:
-        self._sums: dict[str, Any] = defaultdict(float)
-        self._counts: dict[str, int] = defaultdict(int)
-        self._since = time.perf_counter()
-
-    def _record(self, inputs: dict[str, Any], outputs: Any, documents: int) -> None:
-        task = inputs["task"]
-        for part in _PARTS:
-            if part in outputs:
-                self._sums[f"{task}_{part}"] += outputs[part].detach() * documents
-                self._counts[f"{task}_{part}"] += documents
-        mask = inputs["attention_mask"]
-        self._sums["tokens"] += mask.sum()
-        self._counts["cells"] += mask.numel()
-        if self.model.config.is_encoder_decoder and task != "recommendation":
-            # the decoder reads the main text beside the encoder's prompt
-            self._sums["tokens"] += (inputs["labels"] != -100).sum()
-            self._counts["cells"] += inputs["labels"].numel()
-        self._counts["documents"] += documents
-
-    def _add_up_processes(self) -> None:
-        if self.accelerator.num_processes == 1:
-            return
-        for record in (self._sums, self._counts):
-            names = sorted(record)
-            values = torch.tensor([float(record[name]) for name in names], dtype=torch.float64)
-            total = self.accelerator.reduce(values.to(self.args.device), "sum").tolist()
-            record.update(zip(names, total, strict=True))
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the loss's parts and the speed to the log, and write one summary line an epoch."""
-        if "loss" in logs and self._counts["documents"]:
-            seconds = max(time.perf_counter() - self._since, 1e-9)
-            self._add_up_processes()
-            tokens = float(self._sums.pop("tokens"))
-            for name, total in self._sums.items():
-                logs[name] = round(float(total) / self._counts[name], 4)
-            logs["tokens_per_second"] = round(tokens / seconds, 1)
-            logs["documents_per_second"] = round(self._counts["documents"] / seconds, 1)
-            logs["padding_share"] = round(1 - tokens / self._counts["cells"], 3)
-            self._reset_record()
+        """Add the loss's parts, speed, time left and memory to the log, and write one summary line an epoch."""
+        if "loss" in logs and self._record:
+            logs |= self._record.summarize(self.state, self.accelerator)
             self._summary = {k: v for k, v in logs.items() if k not in ("loss", "grad_norm", "learning_rate", "epoch")}
             if self.args.eval_strategy == "no":
                 self._write_summary()
         elif any(name.startswith("eval_") for name in logs):
             self._summary |= {k: v for k, v in logs.items() if k != "epoch" and not k.endswith("per_second")}
             self._write_summary()
-            # validation is no part of the training speed
-            self._since = time.perf_counter()
+            self._record.pause()
         super().log(logs, start_time)
 
     def _write_summary(self) -> None:
         if self.is_world_process_zero():
-            numbers = "  ".join(f"{name} {value:.4g}" for name, value in self._summary.items())
-            logger.info("%s epoch %.4g  %s", type(self).__name__, self.state.epoch or 0, numbers)
+            line = summary_line(self._summary)
+            logger.info("%s epoch %.4g  %s", type(self).__name__, self.state.epoch or 0, line)
 
     # ---- saving
 

@@ -151,7 +151,7 @@ class Recipe:
             self._write_settings()
         self.catalog = Catalog.from_prepared(self.data, settings.include_histories)
         start = self._warm_start(backbone.hidden_size)
-        dtype = _dtype(settings.dtype)
+        dtype = choose_dtype(settings.dtype)
         self.model = _from_backbone(
             settings.backbone,
             self.data.num_users,
@@ -160,10 +160,7 @@ class Recipe:
             revision=settings.backbone_revision,
             dtype=dtype,
             seed=settings.seed,
-            backbone_kwargs={
-                "attn_implementation": _attention(settings, dtype),
-                **_quantization(settings.quantization),
-            },
+            backbone_kwargs={**_attention(settings.attn_implementation), **_quantization(settings.quantization)},
             preset=settings.preset,
             lambda_c=settings.lambda_c,
             lambda_l=settings.lambda_l,
@@ -239,14 +236,11 @@ class Recipe:
 
     def _pretraining_stage(self, directory: Path) -> MutualRegularizationTrainer:
         settings = self.settings
-        calibrate_head(
-            self.model, self.collaborative, self.collaborative_collator, settings.initial_lm_share, seed=settings.seed
-        )
         args = MutualRegularizationArguments(
             **self._arguments(directory, settings.pretraining_epochs, settings.pretraining_learning_rate),
             **self._group_rates(),
         )
-        return MutualRegularizationTrainer(
+        trainer = MutualRegularizationTrainer(
             self.model,
             args,
             self.collaborative,
@@ -255,21 +249,24 @@ class Recipe:
             self.content_collator,
             **self._parts(),
         )
+        # by now the model is where it computes
+        with trainer.whole_backbone():
+            calibrate_head(
+                self.model,
+                self.collaborative,
+                self.collaborative_collator,
+                settings.initial_lm_share,
+                seed=settings.seed,
+            )
+        return trainer
 
     def _recommendation_stage(self, directory: Path) -> RecommendationTrainer:
         settings = self.settings
-        calibrate_head(
-            self.model,
-            self.recommendation,
-            self.recommendation_collator,
-            settings.initial_lm_share if not settings.pretraining_epochs else None,
-            seed=settings.seed,
-        )
         args = RecommendationArguments(
             **self._arguments(directory, settings.recommendation_epochs, settings.recommendation_learning_rate),
             **self._group_rates(),
         )
-        return RecommendationTrainer(
+        trainer = RecommendationTrainer(
             self.model,
             args,
             self.recommendation,
@@ -279,6 +276,15 @@ class Recipe:
             evaluator=Evaluator(self.data, split="validation"),
             **self._parts(),
         )
+        with trainer.whole_backbone():
+            calibrate_head(
+                self.model,
+                self.recommendation,
+                self.recommendation_collator,
+                settings.initial_lm_share if not settings.pretraining_epochs else None,
+                seed=settings.seed,
+            )
+        return trainer
 
     def _arguments(self, directory: Path, epochs: float | None, learning_rate: float | None) -> dict[str, Any]:
         settings = self.settings
@@ -371,7 +377,12 @@ def _last_complete_checkpoint(directory: Path) -> str | None:
     return None
 
 
-def _dtype(name: str) -> torch.dtype:
+def choose_dtype(name: str) -> torch.dtype:
+    """The backbone's dtype: one that is named, or for `auto` bfloat16 where the machine computes in it.
+
+    Raises:
+        CLLM4RecError: if there is no such dtype.
+    """
     if name == "auto":
         return torch.bfloat16 if _has_bfloat16() else torch.float32
     dtype = getattr(torch, name, None)
@@ -395,12 +406,8 @@ def _quantization(name: str | None) -> dict[str, Any]:
         raise CLLM4RecError(str(error)) from error
 
 
-def _attention(settings: Any, dtype: torch.dtype) -> str:
-    if settings.attn_implementation != "auto":
-        return settings.attn_implementation
-    # on CPUs the backward pass of bfloat16 SDPA is slow for short sequences
-    is_cpu = not torch.cuda.is_available()
-    return "eager" if is_cpu and dtype == torch.bfloat16 and settings.max_length < 1024 else "sdpa"
+def _attention(name: str) -> dict[str, Any]:
+    return {} if name == "auto" else {"attn_implementation": name}
 
 
 def _start_fields(start: WarmStart | None, settings: RecipeSettings) -> dict[str, Any]:

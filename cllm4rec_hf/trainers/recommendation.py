@@ -97,7 +97,8 @@ class RecommendationTrainer(CLLM4RecTrainer):
         """
         evaluator = self.evaluator if eval_dataset is None else eval_dataset
         shared = {"accelerator": self.accelerator} if self.accelerator.num_processes > 1 else {}
-        result = evaluator.evaluate(self.ranker, bootstrap=False, **shared)
+        with self.whole_backbone():
+            result = evaluator.evaluate(self.ranker, bootstrap=False, **shared)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in result.metrics.items()}
         metrics[f"{metric_key_prefix}_score"] = sum(result.metrics.values())
         self.log(metrics)

@@ -49,6 +49,12 @@ class RowAdamW(torch.optim.Optimizer):
             raise ValueError(f"betas must lie between 0 and 1, got {betas}")
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load as in torch, which leaves counts of steps where they were saved: they belong beside the rows."""
+        super().load_state_dict(state_dict)
+        for parameter, state in self.state.items():
+            state["step"] = state["step"].to(parameter.device)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Move every row that has a gradient.

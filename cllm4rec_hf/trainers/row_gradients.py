@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 _NONE, _ROWS, _DENSE = 0, 1, 2
 
@@ -40,17 +40,17 @@ def gradient_norm(parameters: Iterable[Tensor], max_norm: float = math.inf) -> T
     return norm
 
 
-def share_row_gradients(accelerator: Any, tables: Iterable[nn.Embedding]) -> None:
-    """Give every process the mean of all processes' gradients of tables, sending rows where only rows have one.
+def share_row_gradients(accelerator: Any, parameters: Iterable[Tensor]) -> None:
+    """Give every process the mean of all processes' gradients, sending rows where only rows have one.
 
     What DistributedDataParallel does for dense gradients; it cannot do this for rows on every backend.
 
     Args:
         accelerator: the running accelerator.
-        tables: the same tables in the same order in every process.
+        parameters: tables and others, the same in the same order in every process.
     """
     processes = accelerator.num_processes
-    weights = [table.weight for table in tables if table.weight.requires_grad]
+    weights = [parameter for parameter in parameters if parameter.requires_grad]
     kinds = torch.tensor([_kind(weight.grad) for weight in weights], device=accelerator.device)
     # a process may have read no row of a table, or none yet
     kinds = accelerator.gather(kinds).view(processes, -1).amax(dim=0).tolist()

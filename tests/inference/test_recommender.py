@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cllm4rec_hf import Catalog, CLLM4RecError, DataError, ModelRanker, PreparedData, Recommender, UnknownIdError
-from cllm4rec_hf.inference.batch import describe, read_histories, recommend_to_file, requests_from
+from cllm4rec_hf.inference.batch import HistoriesFile, describe, recommend_to_file, requests_from
 from cllm4rec_hf.inference.ranker import length_batches
 from cllm4rec_hf.inference.requests import Request
 from tests.trainers.parts import ITEMS, USERS, make_parts
@@ -125,7 +125,7 @@ def test_a_failure_leaves_no_half_file(recommender, tmp_path):
 def test_histories_from_json_lines(tmp_path):
     path = tmp_path / "histories.jsonl"
     path.write_text('{"user": "a", "history": ["x", 7]}\n\n{"history": []}\n')
-    assert list(read_histories(path)) == [Request("a", ("x", "7")), Request(None, ())]
+    assert list(HistoriesFile(path)) == [Request("a", ("x", "7")), Request(None, ())]
     for line, message in (
         ("{", "line 2: .* not JSON"),
         ('{"history": "x"}', "line 2: expected"),
@@ -133,9 +133,9 @@ def test_histories_from_json_lines(tmp_path):
     ):
         path.write_text('{"history": []}\n' + line + "\n")
         with pytest.raises(DataError, match=message):
-            list(read_histories(path))
+            list(HistoriesFile(path))
     with pytest.raises(DataError, match="cannot be read"):
-        list(read_histories(tmp_path / "gone.jsonl"))
+        list(HistoriesFile(tmp_path / "gone.jsonl"))
 
 
 def test_requests_from_prepared_data(prepared, tmp_path, recommender):
@@ -147,10 +147,10 @@ def test_requests_from_prepared_data(prepared, tmp_path, recommender):
     (tmp_path / "ids.txt").write_text("u03\n\nu01\n")
     for users in (str(tmp_path / "ids.txt"), "u03, u01"):
         found = requests_from(recommender.catalog, str(prepared), users, None)
-        assert found == [everyone[3], everyone[1]]
+        assert list(found) == [everyone[3], everyone[1]]
     with pytest.raises(UnknownIdError, match="'nobody'"):
         requests_from(recommender.catalog, str(prepared), "nobody", None)
-    assert requests_from(recommender.catalog, str(prepared), "nobody,u01", None, "skip") == [everyone[1]]
+    assert list(requests_from(recommender.catalog, str(prepared), "nobody,u01", None, "skip")) == [everyone[1]]
     (tmp_path / "h.jsonl").write_text(json.dumps({"history": ["i1"]}))
     with pytest.raises(CLLM4RecError, match="exactly one of --data"):
         requests_from(recommender.catalog, str(prepared), None, str(tmp_path / "h.jsonl"))

@@ -1,12 +1,14 @@
 """One training run, started once or in several processes: `python -m tests.trainers.run_processes KIND OUTPUT BATCH`."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from cllm4rec_hf import (
@@ -15,7 +17,7 @@ from cllm4rec_hf import (
     RecommendationArguments,
     RecommendationTrainer,
 )
-from tests.conftest import train_base_tokenizer
+from tests.conftest import FAMILIES, train_base_tokenizer
 from tests.trainers.parts import ITEMS, make_parts
 
 SHARED: dict[str, Any] = {
@@ -44,12 +46,29 @@ class Halves:
         return self.inner.evaluate(*args, **kwargs)
 
 
-def run(kind: str, output: Path, batch: int, resume: bool = False) -> None:
-    """Train, and write what came of it from the first process."""
+def _share_held(stack) -> float:
+    """Share of the weights of a backbone's layers that lie in this process."""
+    weights = [p for name, p in stack.named_parameters() if ".0." in name or ".1." in name]
+    held = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in weights)
+    return held / sum(p.numel() for p in weights)
+
+
+def run(kind: str, output: Path, batch: int, resume: bool = False) -> Any:
+    """Train, write what came of it from the first process, and return the accelerator."""
     fields: dict[str, Any] = {}
     if kind == "paper":
         fields = {"history_rank": 0, "center_hidden": False, "learn_logit_scale": False, "item_bias": False}
-    parts = make_parts(train_base_tokenizer(), "llama", lambda_l=0.1, **fields)
+    parts = make_parts(train_base_tokenizer(), kind if kind in FAMILIES else "llama", lambda_l=0.1, **fields)
+    model = parts.model
+    if kind == "adapters":
+        from peft import LoraConfig, get_peft_model
+
+        torch.manual_seed(0)
+        model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    if kind == "drifted" and os.environ.get("RANK") == "1":
+        # a warm start that came out differently on another machine
+        parts.model.collaborative_user_embeddings.weight.data += 0.5
+        parts.model.item_head.collaborative_mean += 0.5
     settings = {**SHARED, "output_dir": str(output), "per_device_train_batch_size": batch}
     if kind == "sampled":
         settings |= {"sampled_softmax_above": 5, "sampled_softmax_size": 16}
@@ -61,12 +80,12 @@ def run(kind: str, output: Path, batch: int, resume: bool = False) -> None:
     trainer: Any
     if kind == "recommendation":
         trainer = RecommendationTrainer(
-            parts.model, RecommendationArguments(**settings), parts.recommendation, parts.recommendation_collator,
+            model, RecommendationArguments(**settings), parts.recommendation, parts.recommendation_collator,
             evaluator=Halves(parts.histories), **content,
         )  # fmt: skip
     else:
         trainer = MutualRegularizationTrainer(
-            parts.model, MutualRegularizationArguments(**settings), parts.collaborative,
+            model, MutualRegularizationArguments(**settings), parts.collaborative,
             parts.collaborative_collator, **content,
         )  # fmt: skip
     wrapped: list[str] = []
@@ -92,12 +111,13 @@ def run(kind: str, output: Path, batch: int, resume: bool = False) -> None:
             "log": log,
             "processes": trainer.accelerator.num_processes,
             "wrapped": wrapped[0],
+            "layers_held": _share_held(parts.model.backbone.get_decoder()),
         }
         (output / "result.json").write_text(json.dumps(result))
     trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
+    return trainer.accelerator
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    run(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), resume="resume" in sys.argv)
+    run(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), resume="resume" in sys.argv).end_training()

@@ -106,3 +106,16 @@ def test_untouched_rows_of_state_take_no_memory():
     optimizer.step()
     # two moments of 114 MB each
     assert resident() - before < 5
+
+
+def test_a_loaded_state_lies_where_its_parameter_does():
+    saved = RowAdamW([torch.nn.Parameter(torch.zeros(3, 2))])
+    saved.param_groups[0]["params"][0].grad = torch.ones(3, 2)
+    saved.step()
+    elsewhere = RowAdamW([torch.nn.Parameter(torch.zeros(3, 2, device="meta"))])
+    elsewhere.load_state_dict(saved.state_dict())
+    (state,) = elsewhere.state.values()
+    assert {name: x.device.type for name, x in state.items()} == dict.fromkeys(
+        ("step", "exp_avg", "exp_avg_sq"), "meta"
+    )
+    assert state["step"].dtype == torch.int32

