@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import DataError
+from .tables import read_table
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -80,7 +81,7 @@ class PreparedData:
 
     @classmethod
     def load(cls, name_or_directory: str | os.PathLike, **hub_kwargs: Any) -> "PreparedData":
-        """Read prepared data.
+        """Read prepared data; of large tables a copy in the cache directory of `datasets` is memory-mapped.
 
         Args:
             name_or_directory: what `cllm4rec prepare --output` named, or a dataset repository `org/name` of the Hub.
@@ -90,10 +91,6 @@ class PreparedData:
             DataError: if a file is missing or is not what it should be.
             HubError: if there is neither such a directory nor such a repository.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-        from datasets import Dataset
-
         directory = _locate(name_or_directory, hub_kwargs)
         if not (directory / META_FILE).is_file():
             raise DataError(
@@ -116,16 +113,7 @@ class PreparedData:
             file = directory / f"{name}.parquet"
             if not file.is_file():
                 raise DataError(f"{name_or_directory} lacks {file.name}; prepare the data again")
-            try:
-                table = pq.read_table(file)
-            except (OSError, pa.ArrowException) as error:
-                raise DataError(f"{file} cannot be read as Parquet ({error}); prepare the data again") from error
-            if tuple(table.column_names) != columns:
-                raise DataError(
-                    f"{file} has the columns {', '.join(table.column_names)}; expected {', '.join(columns)}"
-                )
-            # a fingerprint of our own spares hashing the table, and tells one prepared directory from another
-            tables[name] = Dataset(table, fingerprint=f"{name}-{fingerprint}")
+            tables[name] = read_table(file, columns, fingerprint)
         return cls(meta, tables)
 
     def push_to_hub(self, repo_id: str, commit_message: str = "Upload prepared data", **kwargs: Any) -> Any:

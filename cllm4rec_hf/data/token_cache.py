@@ -5,14 +5,13 @@ import hashlib
 import json
 import logging
 import os
-import shutil
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .arrow_cache import cache_root, read_or_write
 from .prompts import PromptBuilder
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ logger = logging.getLogger(__name__)
 # raised when the same texts come to give other files
 _VERSION = 1
 _TOKENS_FILE = "tokens.arrow"
-_STATE_FILE = "state.json"
 
 # texts that the tokenizer is given at a time, which it reads in parallel
 _BATCH = 2000
@@ -54,7 +52,7 @@ def tokenized_texts(
 
     if fingerprint is None or not datasets.is_caching_enabled():
         return _in_memory(texts, prompts, budget)
-    root = Path(datasets.config.HF_DATASETS_CACHE) / "cllm4rec" if cache_dir is None else Path(cache_dir)
+    root = cache_root() if cache_dir is None else Path(cache_dir)
     entry = root / cache_key(texts, prompts, budget, fingerprint)
     try:
         return _from_cache(entry, texts, prompts, budget)
@@ -78,63 +76,10 @@ def cache_key(texts: Any, prompts: PromptBuilder, budget: int, fingerprint: str)
 
 
 def _from_cache(entry: Path, texts: Any, prompts: PromptBuilder, budget: int) -> "Dataset":
-    from filelock import FileLock
+    def write(file: Path) -> None:
+        _write(file, texts, prompts, budget)
 
-    found = _read(entry)
-    if found is not None:
-        return found
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    # of several processes one tokenizes, and the others wait for what it writes
-    with FileLock(f"{entry}.lock"):
-        found = _read(entry)
-        if found is not None:
-            return found
-        # of a process that was killed, since it held the lock
-        for left in entry.parent.glob(f".{entry.name}.*.part"):
-            shutil.rmtree(left, ignore_errors=True)
-        beside = entry.with_name(f".{entry.name}.{uuid.uuid4().hex[:8]}.part")
-        beside.mkdir()
-        try:
-            _write(beside / _TOKENS_FILE, texts, prompts, budget)
-            state = {"sha256": _hash(beside / _TOKENS_FILE)}
-            (beside / _STATE_FILE).write_text(json.dumps(state) + "\n", encoding="utf-8")
-            # what stands there is damaged, or it would have been read
-            shutil.rmtree(entry, ignore_errors=True)
-            beside.rename(entry)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
-    found = _read(entry)
-    if found is None:
-        raise OSError(f"{entry} does not read back as it was written")
-    return found
-
-
-def _read(entry: Path) -> "Dataset | None":
-    """A cache entry, or None if there is none that is whole."""
-    import pyarrow as pa
-    from datasets import Dataset
-
-    file = entry / _TOKENS_FILE
-    if not entry.is_dir():
-        return None
-    try:
-        state = json.loads((entry / _STATE_FILE).read_text(encoding="utf-8"))
-        if state["sha256"] == _hash(file):
-            table = Dataset.from_file(str(file))
-            logger.info("%d tokenized texts come from the cache in %s", len(table), entry)
-            return table
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        logger.debug("%s: %s", entry, error)
-    logger.warning("The tokenized texts in %s are damaged; tokenizing again", entry)
-    return None
-
-
-def _hash(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return read_or_write(entry, _TOKENS_FILE, write, "tokenized texts", "tokenizing")
 
 
 def _features() -> Any:

@@ -31,17 +31,20 @@ from .calibration import calibrate_head
 from .content import ContentTrainer
 from .mutual_regularization import MutualRegularizationTrainer
 from .recommendation import RecommendationTrainer
-from .settings import RecipeSettings
+from .settings import SETTLED, RecipeSettings
+from .tracking import RUNS_DIRECTORY, check_trackers, place_curves
 from .warm_start import WarmStart, apply_warm_start, fit_warm_start
 
 logger = logging.getLogger(__name__)
 
 STAGES_DIRECTORY = "stages"
+STAGES = ("content", "pretraining", "recommendation")
 
 _WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 _WRITTEN = (
     "config.json", "model*.safetensors*", "tokenizer*.json", "special_tokens_map.json", "chat_template.jinja",
     "catalog_*.parquet", "evaluation*.json", "README.md", SETTINGS_FILE, LOG_FILE, STAGES_DIRECTORY, "*.part",
+    *(f"{RUNS_DIRECTORY}/{stage}" for stage in STAGES),
 )  # fmt: skip
 
 
@@ -77,6 +80,7 @@ class Recipe:
 
     def run(self) -> Path:
         """Train, save, and return the checkpoint's directory."""
+        check_trackers(self.settings.trackers())
         self.data = PreparedData.load(self.settings.data)
         self.made_by = {**self.settings.what_made_it(), "data_fingerprint": self.data.fingerprint}
         if self._ask_main_process(self._is_finished):
@@ -116,7 +120,8 @@ class Recipe:
     def _is_finished(self) -> bool:
         file = self.output / SETTINGS_FILE
         if not file.is_file():
-            if self.output.exists() and any(self.output.iterdir()):
+            # curves may have been kept where the checkpoint was not
+            if self.output.exists() and any(path.name != RUNS_DIRECTORY for path in self.output.iterdir()):
                 raise CLLM4RecError(
                     f"The output directory {self.output} exists and holds something else than a training run; "
                     "choose another one by --output"
@@ -287,7 +292,7 @@ class Recipe:
         return trainer
 
     def _arguments(self, directory: Path, epochs: float | None, learning_rate: float | None) -> dict[str, Any]:
-        settings = self.settings
+        settings, stage = self.settings, directory.name.partition("-")[2]
         return {
             "output_dir": str(directory),
             "num_train_epochs": epochs,
@@ -298,7 +303,10 @@ class Recipe:
             "seed": settings.seed,
             # said outright, or several processes on CPUs would not find each other
             "use_cpu": not torch.accelerator.is_available(),
-            "report_to": settings.report_to.split(","),
+            "report_to": settings.trackers(),
+            "project": self.output.resolve().name,
+            "run_name": f"{self.output.resolve().name}-{stage}",
+            **settings.of_trainers(),
         }
 
     def _group_rates(self) -> dict[str, Any]:
@@ -313,6 +321,10 @@ class Recipe:
         last = self._ask_main_process(lambda: _last_complete_checkpoint(directory))
         if last is not None:
             logger.info("Going on from %s", last)
+        elif self.processes.is_main_process:
+            # of an attempt that came to nothing
+            shutil.rmtree(self.output / RUNS_DIRECTORY / name, ignore_errors=True)
+        place_curves(trainer, self.output / RUNS_DIRECTORY, name)
         with logging_redirect_tqdm():
             trainer.train(resume_from_checkpoint=last)
         self.history[name] = trainer.state.log_history
@@ -363,7 +375,8 @@ def _read_settings(file: Path) -> dict[str, Any]:
         raise CLLM4RecError(f"{file} cannot be read ({error}); choose another --output") from error
     if not isinstance(before, dict) or not {"preset", "backbone", "data_fingerprint"} <= before.keys():
         raise CLLM4RecError(f"{file} is not that of a training run; choose another --output")
-    return before
+    # settings that were none yet when the file was written had the values that are their defaults now
+    return {**SETTLED, **before}
 
 
 def _last_complete_checkpoint(directory: Path) -> str | None:

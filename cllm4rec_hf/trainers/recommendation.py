@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
+from transformers.integrations.integration_utils import default_logdir
 
 from ..data.collators import ContentCollator, RecommendationCollator, TaskCollator
 from ..data.corpora import ContentCorpus, InteractionCorpus
 from ..inference.ranker import ModelRanker
 from .arguments import RecommendationArguments
 from .base import CLLM4RecTrainer
+from .tracking import place_curves
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +62,7 @@ class RecommendationTrainer(CLLM4RecTrainer):
         """
         keeps_best = self.args.load_best_model_at_end and self.evaluator is not None
         start = Path(self.args.output_dir or ".") / _START
+        place_curves(self, Path(self.args.output_dir or ".") / default_logdir())
         # an interrupted run keeps its own start; any other directory of that name is of another model
         if keeps_best and not (resume_from_checkpoint and (start / _LEARNED).is_file()):
             metrics = self.evaluate()

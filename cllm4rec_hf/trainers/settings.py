@@ -7,14 +7,29 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import HfArgumentParser, SchedulerType
+from transformers import HfArgumentParser, SchedulerType, TrainingArguments
 
 from ..errors import CLLM4RecError
+from .arguments import CLLM4RecTrainingArguments
 from .presets import PRESETS
 
 
 def _setting(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
+
+
+def _of_trainers(name: str, text: str | None = None) -> Any:
+    """A setting with the trainers' own default."""
+    own = CLLM4RecTrainingArguments.__dataclass_fields__[name]
+    return _setting(own.default, text or own.metadata["help"])
+
+
+# the data is told by its fingerprint, and where it lay concerns nobody else; the others change speed, memory and the
+# log, and the result by rounding alone
+_OUTSIDE = (
+    "data", "output", "overwrite", "report_to", "logging_steps", "tokens_per_pass", "activation_checkpointing",
+    "dataloader_num_workers",
+)  # fmt: skip
 
 
 @dataclass
@@ -37,7 +52,18 @@ class RecipeSettings:
     include_histories: bool = _setting(
         False, "Store every user's history in the checkpoint, so that a user id is request enough."
     )
-    report_to: str = _setting("none", "Experiment trackers of the Trainer, comma-separated.")
+    report_to: str = _setting("none", "Experiment trackers of the Trainer, comma-separated, e.g. tensorboard,trackio.")
+    logging_steps: int | None = _setting(None, "Optimizer steps between two logs; by default one log an epoch.")
+    row_sparse: bool = _of_trainers("row_sparse")
+    sampled_softmax_above: int = _of_trainers("sampled_softmax_above")
+    sampled_softmax_size: int = _of_trainers("sampled_softmax_size")
+    tokens_per_pass: int | None = _of_trainers("tokens_per_pass")
+    activation_checkpointing: bool = _setting(
+        False, "Compute activations of the backbone again in the backward pass: less memory, more time."
+    )
+    dataloader_num_workers: int = _of_trainers(
+        "dataloader_num_workers", "Processes that make batches, beside each training process; 0 makes them in it."
+    )
     lambda_c: float | None = _setting(None, "Weight of the mutual regularization.")
     lr_scheduler_type: str | None = _setting(None, "Learning rate schedule of each stage.")
     lambda_l: float | None = _setting(None, "Precision of the collaborative embeddings' prior.")
@@ -72,10 +98,17 @@ class RecipeSettings:
             raise CLLM4RecError(
                 "No backbone given; name a pretrained language model, e.g. --backbone HuggingFaceTB/SmolLM2-135M"
             )
-        for name in ("batch_size", "gradient_accumulation_steps", "max_length", "max_text_length"):
-            if getattr(self, name) < 1:
-                raise CLLM4RecError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        for name in ("content_epochs", "pretraining_epochs", "recommendation_epochs", "lambda_c", "lambda_l"):
+        for name in (
+            "batch_size", "gradient_accumulation_steps", "max_length", "max_text_length", "sampled_softmax_size",
+            "tokens_per_pass", "logging_steps",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise CLLM4RecError(f"{name} must be 1 or more, got {value}")
+        for name in (
+            "content_epochs", "pretraining_epochs", "recommendation_epochs", "lambda_c", "lambda_l",
+            "sampled_softmax_above", "dataloader_num_workers",
+        ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise CLLM4RecError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if self.quantization not in (None, "int8", "int4"):
@@ -101,9 +134,31 @@ class RecipeSettings:
 
     def what_made_it(self) -> dict[str, Any]:
         """The settings that decide the result, for training.yaml and for telling one run from another."""
-        # the data is told by its fingerprint; where it lay concerns nobody else
-        outside = ("data", "output", "overwrite", "report_to")
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in outside}
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in _OUTSIDE}
+
+    def trackers(self) -> list[str]:
+        """The names in `report_to`."""
+        return [name.strip() for name in self.report_to.split(",")]
+
+    def of_trainers(self) -> dict[str, Any]:
+        """The settings that every stage's trainer takes as they are, by the names of its arguments."""
+        names = (
+            "row_sparse", "sampled_softmax_above", "sampled_softmax_size", "tokens_per_pass", "dataloader_num_workers",
+        )  # fmt: skip
+        steps = self.logging_steps
+        logging = {} if steps is None else {"logging_strategy": "steps", "logging_steps": steps}
+        # the name that transformers 5.20 has is deprecated in 5.24
+        new = "activation_checkpointing"
+        checkpointing = new if new in TrainingArguments.__dataclass_fields__ else "gradient_checkpointing"
+        return {
+            **{name: getattr(self, name) for name in names},
+            **logging,
+            checkpointing: self.activation_checkpointing,
+        }
+
+
+# values of the settings that no preset fills
+SETTLED = {f.name: f.default for f in dataclasses.fields(RecipeSettings) if f.default is not None}
 
 
 def parse_settings(argv: list[str]) -> RecipeSettings:
