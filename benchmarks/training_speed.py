@@ -201,7 +201,7 @@ def load(name: str, layers: int | None, dtype: torch.dtype, attention: str | Non
 def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """All cases on one backbone."""
     import cllm4rec_hf as c
-    from cllm4rec_hf.trainers.recipe import choose_dtype
+    from cllm4rec_hf.trainers.building import choose_dtype
 
     backbone, tokenizer = load(name, options.num_layers, torch.float32, "sdpa")
     documents = Documents(options, tokenizer, backbone.config.vocab_size)

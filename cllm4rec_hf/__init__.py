@@ -31,6 +31,7 @@ _HOMES = {
     "evaluation.evaluator": ["EvaluationResult", "Evaluator"],
     "baselines.bert4rec": ["BERT4Rec", "BERT4RecConfig"],
     "baselines.blend": ["Blend"],
+    "baselines.cllm4rec_emb": ["CLLM4RecEmb", "CLLM4RecEmbConfig"],
     "baselines.cornac_sasrec": ["CornacSASRec"],
     "baselines.ease": ["EASE", "TextEASE"],
     "baselines.implicit_als": ["ImplicitALS"],
@@ -62,6 +63,8 @@ if TYPE_CHECKING:
     from .baselines.bert4rec import BERT4Rec as BERT4Rec
     from .baselines.bert4rec import BERT4RecConfig as BERT4RecConfig
     from .baselines.blend import Blend as Blend
+    from .baselines.cllm4rec_emb import CLLM4RecEmb as CLLM4RecEmb
+    from .baselines.cllm4rec_emb import CLLM4RecEmbConfig as CLLM4RecEmbConfig
     from .baselines.cornac_sasrec import CornacSASRec as CornacSASRec
     from .baselines.ease import EASE as EASE
     from .baselines.ease import TextEASE as TextEASE

@@ -24,8 +24,8 @@ LOG_FILE = "training_log.json"
 _MARK = "<!-- Written by cllm4rec. Remove this line to keep a text of your own. -->"
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w.-]+")
 _SHOWN = (
-    "num_layers", "warm_start", "history_term", "lambda_c", "mask_share", "content_epochs", "pretraining_epochs",
-    "recommendation_epochs", "recommendation_learning_rate", "batch_size", "dtype", "seed",
+    "ablation", "num_layers", "warm_start", "history_term", "lambda_c", "mask_share", "content_epochs",
+    "pretraining_epochs", "recommendation_epochs", "recommendation_learning_rate", "batch_size", "dtype", "seed",
 )  # fmt: skip
 
 
@@ -101,6 +101,9 @@ def write_card(directory: Path, repo_id: str | None = None, dataset: str | None 
     report = _read_json(directory / "evaluation.json")
     model_id = repo_id or directory.resolve().name
     backbone = _public_name(config.get("backbone_name_or_path"))
+    if settings.get("train_backbone") and not settings.get("random_backbone"):
+        # its weights are the checkpoint's own by now, and began as those
+        backbone = _public_name(settings["backbone"])
     about = settings.get("about") or {}
     content = ModelCard.from_template(
         _metadata(model_id, backbone, about, report, dataset),

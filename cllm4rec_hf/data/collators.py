@@ -99,16 +99,28 @@ class CollaborativeCollator(LanguageModelCollator):
     """Interaction documents: `<user_i> has interacted with` + its items in an order drawn anew at each reading.
 
     A history that does not fit loses its oldest items.
+
+    Args:
+        prompts: the prompt builder.
+        max_length: longest document in tokens, prompt included.
+        seed: seed of everything random.
+        reorder: False keeps the stored order, oldest first (LLM-FixOrd).
     """
+
+    def __init__(self, prompts: PromptBuilder, max_length: int, seed: int = 0, reorder: bool = True):
+        super().__init__(prompts, max_length, seed)
+        self.reorder = reorder
 
     def __call__(self, features: list[Feature]) -> Batch:
         """Collate features with user, items (oldest first) and key."""
         room = _room(self.max_length, self.prompts.interaction_overhead)
         prompts, mains = [], []
         for feature in features:
-            generator = document_generator(self.seed, feature["key"])
+            items = np.asarray(feature["items"])[-room:]
+            if self.reorder:
+                items = document_generator(self.seed, feature["key"]).permutation(items)
             prompts.append(self.prompts.interaction(feature["user"]))
-            mains.append(self.prompts.item_ids(generator.permutation(feature["items"][-room:])))
+            mains.append(self.prompts.item_ids(items))
         return self.join(prompts, mains, "collaborative")
 
 
@@ -123,6 +135,7 @@ class RecommendationCollator:
         mask_share: lowest and highest share of items that are held out; drawn uniformly for each reading.
         anonymous_share: share of documents whose prompt has the word in place of the user token.
         seed: seed of everything random.
+        reorder: False keeps the rest in the stored order, oldest first (LLM-FixOrd).
 
     Raises:
         ValueError: if a share is out of range.
@@ -135,13 +148,14 @@ class RecommendationCollator:
         mask_share: tuple[float, float] = (0.2, 0.2),
         anonymous_share: float = 0.0,
         seed: int = 0,
+        reorder: bool = True,
     ):
         low, high = mask_share
         if not 0 < low <= high < 1:
             raise ValueError(f"mask_share must be two ascending shares between 0 and 1, got {mask_share}")
         if not 0 <= anonymous_share <= 1:
             raise ValueError(f"anonymous_share must lie between 0 and 1, got {anonymous_share}")
-        self.prompts, self.max_length, self.seed = prompts, max_length, seed
+        self.prompts, self.max_length, self.seed, self.reorder = prompts, max_length, seed, reorder
         self.mask_share, self.anonymous_share = mask_share, anonymous_share
         _room(max_length, prompts.recommendation_overhead)
 
@@ -156,7 +170,9 @@ class RecommendationCollator:
             count = min(max(1, round(share * len(items))), len(items) - 1)
             masked = np.zeros(len(items), dtype=bool)
             masked[generator.permutation(len(items))[:count]] = True
-            kept = generator.permutation(items[~masked][-room:])
+            kept = items[~masked][-room:]
+            if self.reorder:
+                kept = generator.permutation(kept)
             user = None if generator.random() < self.anonymous_share else feature["user"]
             rows.append(self.prompts.recommendation(user, kept))
             held_out.append(self.prompts.item_ids(items[masked]))
@@ -169,7 +185,11 @@ def prompt_batch(rows: Sequence[np.ndarray], pad_id: int) -> Batch:
 
 
 def history_prompts(
-    prompts: PromptBuilder, users: Sequence[int | None], histories: Sequence[np.ndarray], max_length: int
+    prompts: PromptBuilder,
+    users: Sequence[int | None],
+    histories: Sequence[np.ndarray],
+    max_length: int,
+    task: str = "recommendation",
 ) -> list[np.ndarray]:
     """Prompts for prediction: the whole history in its stored order, its oldest items dropped where it does not fit.
 
@@ -178,14 +198,22 @@ def history_prompts(
         users: user indices, None for a history without a user token.
         histories: item indices of each history, oldest first.
         max_length: longest prompt in tokens.
+        task: the model's `ranking_task`: `recommendation`, or `collaborative` for interaction documents, whose items
+            follow the prompt without a gap.
 
     Returns:
         Token ids of each prompt.
     """
-    room = _room(max_length, prompts.recommendation_overhead)
-    return [
-        prompts.recommendation(user, np.asarray(items)[-room:]) for user, items in zip(users, histories, strict=True)
-    ]
+    is_document = task == "collaborative"
+    room = _room(max_length, prompts.interaction_overhead if is_document else prompts.recommendation_overhead)
+    rows = []
+    for user, items in zip(users, histories, strict=True):
+        latest = np.asarray(items)[-room:]
+        if is_document:
+            rows.append(np.concatenate([prompts.interaction(user), prompts.item_ids(latest)]))
+        else:
+            rows.append(prompts.recommendation(user, latest))
+    return rows
 
 
 class TaskCollator:

@@ -34,14 +34,7 @@ def evaluate_checkpoint(
     from ..inference.recommender import Recommender
 
     recommender = Recommender.from_pretrained(model, **kwargs)
-    own, given = recommender.catalog, Catalog.from_prepared(data)
-    for kind, one, other in (("items", own.item_ids, given.item_ids), ("users", own.user_ids, given.user_ids)):
-        if one != other:
-            raise DataError(
-                f"The checkpoint {model} was trained on other {kind} than this data holds ({len(one)} against "
-                f"{len(other)}); name the prepared data that it was trained on"
-            )
-    _check_fingerprint(model, data, kwargs)
+    check_trained_on(model, recommender.catalog, data, **kwargs)
     evaluator = Evaluator(data, split, seed=seed)
     results = {"CLLM4Rec": evaluator.evaluate(recommender.ranker, progress=True)}
     if baselines:
@@ -56,11 +49,33 @@ def evaluate_checkpoint(
     return results
 
 
-def _check_fingerprint(model: str, data: PreparedData, kwargs: dict[str, Any]) -> None:
-    """Refuse data that was prepared anew: what is a test pair now may have been trained on."""
+def check_trained_on(model: str, catalog: Catalog, data: PreparedData, **kwargs: Any) -> None:
+    """Refuse data that is not what a checkpoint was trained on.
+
+    Data that was prepared anew is other data, too: what is a test pair now may have been trained on.
+
+    Args:
+        model: directory or Hub id of the checkpoint.
+        catalog: its catalog.
+        data: prepared data.
+        kwargs: `revision`, `token`, `cache_dir` and `local_files_only` of the download.
+
+    Raises:
+        DataError: if users, items, rules or the seed of the split are others.
+    """
     import yaml
     from transformers.utils import cached_file
 
+    given = Catalog.from_prepared(data)
+    for kind, one, other in (
+        ("items", catalog.item_ids, given.item_ids),
+        ("users", catalog.user_ids, given.user_ids),
+    ):
+        if one != other:
+            raise DataError(
+                f"The checkpoint {model} was trained on other {kind} than this data holds ({len(one)} against "
+                f"{len(other)}); name the prepared data that it was trained on"
+            )
     hub = {k: v for k, v in kwargs.items() if k in ("revision", "token", "cache_dir", "local_files_only")}
     file = cached_file(model, "training.yaml", _raise_exceptions_for_missing_entries=False, **hub)
     if file is None:

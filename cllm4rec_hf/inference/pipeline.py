@@ -12,6 +12,7 @@ from ..data.catalog import Catalog
 from ..data.collators import history_prompts
 from ..data.prompts import PromptBuilder
 from ..errors import CLLM4RecError
+from .ranker import ranking_task
 from .recommender import check_parts
 from .requests import Request, allowed_items, answers, history_of
 from .scoring import best_items
@@ -113,7 +114,9 @@ class RecommendationPipeline(Pipeline):
         request = Request.of(request)
         history = history_of(request, self.catalog, unknown)
         user = self.catalog.find_user(request.user)
-        (ids,) = history_prompts(self._prompts, [user], [history], self.model.config.max_prompt_length)
+        (ids,) = history_prompts(
+            self._prompts, [user], [history], self.model.config.max_prompt_length, ranking_task(self.model)
+        )
         input_ids = torch.from_numpy(ids).unsqueeze(0)
         return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "history": history}
 

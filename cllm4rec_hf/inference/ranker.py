@@ -16,7 +16,9 @@ Users = np.ndarray | Sequence[int | None]
 
 
 class ModelRanker:
-    """Scores every item for users given their histories, one forward pass of the prompts (RecLLM's prediction).
+    """Scores every item for users given their histories, one forward pass of the prompts.
+
+    The model's configuration says what ranks: RecLLM, or the collaborative language model (`ranking_task`).
 
     Args:
         model: a `CLLM4RecForRecommendation`, or another class of the same checkpoint's with that task.
@@ -98,7 +100,7 @@ class ModelRanker:
         """[B, d] float32 on the model's device: the one place where prompts run through the backbone."""
         device = self.model.device
         known = [None if user is None or user < 0 else int(user) for user in users]
-        prompts = history_prompts(self.prompts, known, histories, self.max_length)
+        prompts = history_prompts(self.prompts, known, histories, self.max_length, ranking_task(self.model))
         queries = torch.empty(len(prompts), self.model.config.hidden_size, device=device)
         bound = self.tokens_per_batch or (2048 if device.type == "cpu" else 16_384)
         for batch in length_batches([len(prompt) for prompt in prompts], bound):
@@ -106,6 +108,12 @@ class ModelRanker:
             inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
             queries[torch.from_numpy(batch).to(device)] = self.model.recommendation_queries(**inputs).float()
         return queries
+
+
+def ranking_task(model: Any) -> str:
+    """The task whose prompts a model ranks by."""
+    # a model of code that came with an older checkpoint knows one way only
+    return getattr(model.config, "ranking_task", "recommendation")
 
 
 def length_batches(lengths: Sequence[int], tokens_per_batch: int) -> list[np.ndarray]:

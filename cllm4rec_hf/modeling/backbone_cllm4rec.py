@@ -153,6 +153,27 @@ def load_backbone(
     return backbone
 
 
+def random_backbone(config: Any, dtype: torch.dtype = torch.float32, seed: int = 0, **kwargs: Any) -> PreTrainedModel:
+    """A language model with its family's random start in place of pretrained weights.
+
+    Args:
+        config: the backbone's configuration, see `load_backbone_config`.
+        dtype: dtype of the weights.
+        seed: seed of the weights.
+        kwargs: `attn_implementation`; without it, the one that measures best is chosen.
+
+    Returns:
+        A causal or sequence-to-sequence language model.
+    """
+    auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        backbone = auto_class.from_config(config, dtype=dtype, **kwargs)
+    if kwargs.get("attn_implementation") is None:
+        choose_attention(backbone)
+    return backbone
+
+
 def load_backbone_config(
     name_or_path: str, revision: str | None = None, num_layers: int | None = None, **kwargs: Any
 ) -> Any:

@@ -33,6 +33,10 @@ class CLLM4RecConfig(PreTrainedConfig):
         learn_logit_scale: whether that factor is a parameter.
         item_bias: whether the head adds a learned bias to each item's logit.
         history_rank: rank r of the history term's query table, J x r; 0 turns the history term off.
+        lm_term: whether the language model's hidden states have a part in the item logits; without them the history
+            term ranks alone, and the item tasks do not run the backbone.
+        ranking_task: what ranks the catalog for a user: `recommendation`, or `collaborative`, the next-item
+            distribution of the collaborative language model after the history (LLM-PreRec).
         warm_start: what the tables were started from: `none`, `ease` or `svd`.
         warm_start_text_weight: weight w of the items' text rows in the warm start.
         warm_start_rank: rank of the warm start's factorization.
@@ -62,6 +66,8 @@ class CLLM4RecConfig(PreTrainedConfig):
     learn_logit_scale: bool = False
     item_bias: bool = False
     history_rank: int = 0
+    lm_term: bool = True
+    ranking_task: str = "recommendation"
     warm_start: str = "none"
     warm_start_text_weight: float = 0.0
     warm_start_rank: int = 0
@@ -83,6 +89,10 @@ class CLLM4RecConfig(PreTrainedConfig):
             raise ValueError(f"logit_scale must be positive, got {self.logit_scale}")
         if self.warm_start not in ("none", "ease", "svd"):
             raise ValueError(f"warm_start must be 'none', 'ease' or 'svd', got {self.warm_start!r}")
+        if self.ranking_task not in ("recommendation", "collaborative"):
+            raise ValueError(f"ranking_task must be 'recommendation' or 'collaborative', got {self.ranking_task!r}")
+        if not self.lm_term and not self.history_rank:
+            raise ValueError("Without the language model's term nothing is left to rank by; give a history_rank")
         if self.history_rank > self.hidden_size:
             raise ValueError(
                 f"history_rank {self.history_rank} exceeds the backbone's hidden size {self.hidden_size}; "

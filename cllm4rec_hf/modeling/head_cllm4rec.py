@@ -18,7 +18,7 @@ class ItemHead(nn.Module):
     query = a · (h − m) / s + γ · (Σ_{i in history} q_i) R, where m, s are stored statistics of h, a the logit scale,
     q the query table of the history term (J x r) and R its basis (r x d, orthonormal rows). The second summand is a
     skip connection from the items of the prompt to the score; γ and q are learned. With neutral configuration the
-    query is h itself: the tied head of the paper.
+    query is h itself: the tied head of the paper. Without `lm_term` it is the second summand alone.
 
     Args:
         config: says which parts exist.
@@ -31,7 +31,7 @@ class ItemHead(nn.Module):
     def __init__(self, config: CLLM4RecConfig):
         super().__init__()
         size = config.hidden_size
-        self.center_hidden = config.center_hidden
+        self.center_hidden, self.lm_term = config.center_hidden, config.lm_term
         if config.center_hidden:
             for task in CALIBRATED_TASKS:
                 self.register_buffer(f"{task}_mean", torch.zeros(size, dtype=torch.float32))
@@ -99,13 +99,15 @@ class ItemHead(nn.Module):
         """The vector that scores the catalog.
 
         Args:
-            hidden: [R, d] hidden states of the backbone.
+            hidden: [R, d] hidden states of the backbone; not read without `lm_term`.
             history: [R, r] float32, sum of the history's item queries, or None.
             task: whose calibration applies, `collaborative` or `recommendation`.
 
         Returns:
             [R, d] float32.
         """
+        if not self.lm_term and history is not None:
+            return self.history(history)
         query = self.logit_scale * self.center(hidden, task)
         if history is not None:
             query = query + self.history(history)

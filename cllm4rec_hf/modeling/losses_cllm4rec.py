@@ -3,9 +3,12 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 # rows of logits held at once over a frozen vocabulary; 256 rows of 50,000 float32 logits take 51 MB
 _CHUNK_ROWS = 256
+# and over one that trains, where every chunk adds N x d numbers to the weights' gradient
+_TRAINED_CHUNK_ROWS = 1024
 
 
 class _FrozenHeadCrossEntropy(torch.autograd.Function):
@@ -51,7 +54,7 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
 def vocabulary_cross_entropy(
     hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None, softcap: float | None = None
 ) -> Tensor:
-    """Sum of −log p(target) under the vocabulary's softmax, never holding all logits when the head is frozen.
+    """Sum of −log p(target) under the vocabulary's softmax, never holding all logits.
 
     Args:
         hidden: [R, d], float.
@@ -65,15 +68,22 @@ def vocabulary_cross_entropy(
     """
     if not weight.requires_grad and (bias is None or not bias.requires_grad):
         return _FrozenHeadCrossEntropy.apply(hidden, weight, bias, softcap, target)
-    logits = vocabulary_logits(hidden, weight, bias, softcap)
-    return F.cross_entropy(logits.float(), target, reduction="sum")
+    total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    for start in range(0, hidden.shape[0], _TRAINED_CHUNK_ROWS):
+        rows = slice(start, start + _TRAINED_CHUNK_ROWS)
+        # computed again on the way back, so that the logits of one chunk at a time are held
+        total = total + checkpoint(
+            _chunk_cross_entropy, hidden[rows], weight, bias, softcap, target[rows],
+            use_reentrant=False, preserve_rng_state=False,
+        )  # fmt: skip
+    return total
 
 
-def vocabulary_logits(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None = None, softcap: float | None = None
+def _chunk_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, target: Tensor
 ) -> Tensor:
-    """Logits over the vocabulary, [..., N], with the backbone's bias and soft cap."""
-    return soft_capped(F.linear(hidden, weight, bias), softcap)
+    logits = soft_capped(F.linear(hidden, weight, bias), softcap)
+    return F.cross_entropy(logits.float(), target, reduction="sum")
 
 
 def soft_capped(logits: Tensor, softcap: float | None) -> Tensor:

@@ -125,7 +125,7 @@ class _CLLM4RecForTask(CLLM4RecPreTrainedModel):
                 self._check_range(inside, self.num_token_ids, "labels of an interaction document", self.first_item_id)
         if self.config.is_encoder_decoder and decoder_input_ids is None and labels is not None:
             decoder_input_ids = self.shift_right(labels)
-        hidden = self.encode(input_ids, attention_mask, decoder_input_ids, task)
+        hidden = self._states(input_ids, attention_mask, decoder_input_ids, task)
         history = None
         if task != "content":
             history = self._running_history(input_ids if decoder_input_ids is None else decoder_input_ids)
@@ -145,6 +145,18 @@ class _CLLM4RecForTask(CLLM4RecPreTrainedModel):
             mr_loss = self._mutual_regularization(ids, task) / len(input_ids)
         loss = lm_loss if mr_loss is None else lm_loss + mr_loss
         return CLLM4RecOutput(loss=loss, lm_loss=lm_loss, mr_loss=mr_loss, logits=logits)
+
+    def _states(
+        self, input_ids: Tensor, attention_mask: Tensor | None, decoder_input_ids: Tensor | None, task: str
+    ) -> Tensor:
+        """Hidden states as `encode` returns them, or of no dimension where the task's head would not read them."""
+        if task == "content" or self.config.lm_term:
+            return self.encode(input_ids, attention_mask, decoder_input_ids, task)
+        for ids in (input_ids, decoder_input_ids):
+            if ids is not None:
+                self._check_range(ids, self.num_token_ids, "input_ids")
+        ids = input_ids if decoder_input_ids is None else decoder_input_ids
+        return self.collaborative_item_embeddings.weight.new_empty(*ids.shape, 0)
 
     def _predicting(
         self, hidden: Tensor, history: Tensor | None, labels: Tensor
@@ -195,23 +207,27 @@ class _CLLM4RecForTask(CLLM4RecPreTrainedModel):
         return sampled_nll(positive, sampled, log_expected, is_positive, valid)
 
     def prompt_states(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Hidden states that answer recommendation prompts: at the last token, or the decoder's first position.
+        """Hidden states that answer prompts: at the last token; of an encoder-decoder backbone's decoder.
 
         Args:
-            input_ids: [B, T] int64 prompts.
+            input_ids: [B, T] int64 prompts of the configuration's `ranking_task`.
             attention_mask: [B, T] or None.
 
         Returns:
             [B, d] in the backbone's dtype.
         """
-        if self.config.is_encoder_decoder:
-            return self.encode(input_ids, attention_mask, self.start_ids(len(input_ids)))[:, 0]
-        hidden = self.encode(input_ids, attention_mask)
-        if attention_mask is None:
-            return hidden[:, -1]
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        end = (positions * (attention_mask != 0)).argmax(dim=-1)
-        return hidden[torch.arange(len(end), device=end.device), end]
+        if not self.config.is_encoder_decoder:
+            return _at_end(self._states(input_ids, attention_mask, None, "recommendation"), attention_mask)
+        if self.config.ranking_task == "recommendation":
+            return self._states(input_ids, attention_mask, self.start_ids(len(input_ids)), "recommendation")[:, 0]
+        present = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        # an interaction document: its prompt is the encoder's, the items after it are the decoder's
+        is_item = (input_ids >= self.first_item_id) & (present != 0)
+        items, item_mask = _gathered(input_ids, is_item)
+        prompt, prompt_mask = _gathered(input_ids, (present != 0) & ~is_item)
+        decoder_input_ids = torch.cat([self.start_ids(len(items)), items], dim=1)
+        hidden = self._states(prompt, prompt_mask, decoder_input_ids, "collaborative")
+        return _at_end(hidden, torch.nn.functional.pad(item_mask, (1, 0), value=1))
 
     def item_contexts(
         self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, task: str
@@ -231,7 +247,7 @@ class _CLLM4RecForTask(CLLM4RecPreTrainedModel):
         if task == "recommendation":
             return self.prompt_states(input_ids, attention_mask), self._whole_history(input_ids)
         decoder_input_ids = self.shift_right(labels) if self.config.is_encoder_decoder else None
-        hidden = self.encode(input_ids, attention_mask, decoder_input_ids, task)
+        hidden = self._states(input_ids, attention_mask, decoder_input_ids, task)
         history = self._running_history(input_ids if decoder_input_ids is None else decoder_input_ids)
         return self._predicting(hidden, history, labels)[:2]
 
@@ -243,14 +259,15 @@ class _CLLM4RecForTask(CLLM4RecPreTrainedModel):
         """The vectors that score the catalog, one forward pass of the prompts.
 
         Args:
-            input_ids: [B, T] int64 prompts.
+            input_ids: [B, T] int64 prompts of the configuration's `ranking_task`: those of the recommendation task, or
+                interaction documents, whose next item the collaborative language model predicts.
             attention_mask: [B, T] or None.
 
         Returns:
             [B, d] float32; item logits are their product with the collaborative item table, plus the head's bias.
         """
         states = self.prompt_states(input_ids, attention_mask)
-        return self.item_head.query(states, self._whole_history(input_ids), "recommendation")
+        return self.item_head.query(states, self._whole_history(input_ids), self.config.ranking_task)
 
     def _recommend(
         self,
@@ -311,6 +328,23 @@ class CLLM4RecForRecommendation(_CLLM4RecForTask):
     """RecLLM: one forward pass of a prompt gives one multinomial over the whole catalog."""
 
     task = "recommendation"
+
+
+def _at_end(hidden: Tensor, mask: Tensor | None) -> Tensor:
+    """The states [B, d] of each row's last token, padding on either side."""
+    if mask is None:
+        return hidden[:, -1]
+    positions = torch.arange(hidden.shape[1], device=hidden.device)
+    end = (positions * (mask != 0)).argmax(dim=-1)
+    return hidden[torch.arange(len(end), device=end.device), end]
+
+
+def _gathered(ids: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Some tokens of each row in their order, padded on the right, and their mask, both [B, T] int64."""
+    order = torch.argsort(~chosen, dim=1, stable=True)
+    mask = chosen.gather(1, order).long()
+    width = int(mask.sum(dim=1).max()) if len(mask) else 0
+    return (ids.gather(1, order) * mask)[:, :width], mask[:, :width]
 
 
 def _known(task: str) -> str:

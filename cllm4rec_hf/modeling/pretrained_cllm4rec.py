@@ -100,6 +100,21 @@ class CLLM4RecPreTrainedModel(BackboneElsewhere):
             # transformers' Trainer reads this too, and does not miss these keys when it resumes
             self._keys_to_ignore_on_save = {f"backbone.{key}" for key in backbone.state_dict()}
 
+    def unfreeze_backbone(self) -> None:
+        """Let the backbone learn beside the tables, in float32: small steps would vanish in the rounding of less.
+
+        It no longer counts as the one that was loaded: `save_pretrained` saves it with the tables.
+
+        Raises:
+            ValueError: if it is quantized.
+        """
+        if is_quantized(self.backbone):
+            raise ValueError("A quantized backbone cannot be trained; load it without quantization")
+        self.backbone.float().requires_grad_(True)
+        self.config.text_config.dtype = torch.float32
+        self.config.backbone_name_or_path = self.config.backbone_revision = None
+        self._keys_to_ignore_on_save = None
+
     @classmethod
     def from_backbone(
         cls,

@@ -17,6 +17,8 @@ class CLLM4RecTrainingArguments(TrainingArguments):
         content_learning_rate: learning rate of the content tables; None takes `learning_rate`.
         user_learning_rate: learning rate of the collaborative user table; None takes `learning_rate`.
         head_learning_rate: learning rate of the item head's own parameters; None takes `learning_rate`.
+        backbone_learning_rate: learning rate of what trains in the backbone: adapters, or all of it; None takes
+            `learning_rate`.
         row_sparse: whether `RowAdamW` on row-sparse gradients takes the place of `optim` where that is AdamW.
         sampled_softmax_above: catalogs of more items train on a sample of their item softmax; others on all of it.
         sampled_softmax_size: items of that sample.
@@ -54,6 +56,9 @@ class CLLM4RecTrainingArguments(TrainingArguments):
     )
     head_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the item head's parameters; by default learning_rate."}
+    )
+    backbone_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of what trains in the backbone; by default learning_rate."}
     )
     learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the collaborative item table."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Documents in a micro-batch."})

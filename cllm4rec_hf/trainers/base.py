@@ -193,8 +193,8 @@ class CLLM4RecTrainer(ShardingTrainer):
             f"Training stopped at step {self.state.global_step}: {what}. The checkpoints in {self.args.output_dir} "
             "are those of earlier steps, nothing was saved over them. Lower the learning rates "
             f"(learning_rate {self.args.learning_rate}, content_learning_rate {self.args.content_learning_rate}, "
-            f"user_learning_rate {self.args.user_learning_rate}, head_learning_rate {self.args.head_learning_rate}), "
-            "or train in float32."
+            f"user_learning_rate {self.args.user_learning_rate}, head_learning_rate {self.args.head_learning_rate}, "
+            f"backbone_learning_rate {self.args.backbone_learning_rate}), or train in float32."
         )
 
     # ---- optimizer
@@ -215,7 +215,8 @@ class CLLM4RecTrainer(ShardingTrainer):
         return [_group("content", model.content_parameters(), self.args.content_learning_rate, self.args)]
 
     def _other_groups(self, model: Any) -> list[dict[str, Any]]:
-        return [_group("backbone", list(model.backbone.parameters()), None, self.args)]
+        args = self.args
+        return [_group("backbone", list(model.backbone.parameters()), args.backbone_learning_rate, args)]
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The optimizer of `args.optim` over `parameter_groups`."""

@@ -28,8 +28,8 @@ def calibrate_head(
     """Measure the hidden states that the head will see and store their mean and scale in it.
 
     The last hidden states of a pretrained model share one large vector, which moves every item's logit alike; without
-    centring, each gradient step goes along it. A head that does not
-    centre has its logit scale set alone.
+    centring, each gradient step goes along it. A head that does not centre has its logit scale set alone; one that
+    does without hidden states is left as it is.
 
     Args:
         model: a CLLM4Rec model with a task head.
@@ -42,7 +42,7 @@ def calibrate_head(
         seed: seed of their choice.
     """
     head = model.item_head
-    if not head.center_hidden and lm_share is None:
+    if not head.lm_term or (not head.center_hidden and lm_share is None):
         return
     generator = np.random.Generator(np.random.PCG64(seed))
     chosen = generator.permutation(len(corpus))[:num_documents]

@@ -22,18 +22,15 @@ from ..data.prepared import PreparedData
 from ..data.prompts import PromptBuilder
 from ..errors import CLLM4RecError
 from ..evaluation.evaluator import Evaluator
-from ..modeling.backbone_cllm4rec import load_backbone_config
-from ..modeling.modeling_cllm4rec import CLLM4RecForRecommendation
-from ..modeling.quantization_cllm4rec import quantization_config
-from ..tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 from .arguments import ContentArguments, MutualRegularizationArguments, RecommendationArguments
+from .building import backbone_config, build
 from .calibration import calibrate_head
 from .content import ContentTrainer
 from .mutual_regularization import MutualRegularizationTrainer
 from .recommendation import RecommendationTrainer
 from .settings import SETTLED, RecipeSettings
 from .tracking import RUNS_DIRECTORY, check_trackers, place_curves
-from .warm_start import WarmStart, apply_warm_start, fit_warm_start
+from .warm_start import WarmStart, fit_warm_start
 
 logger = logging.getLogger(__name__)
 
@@ -147,58 +144,26 @@ class Recipe:
 
     def _prepare_parts(self) -> None:
         settings = self.settings
-        try:
-            backbone = load_backbone_config(settings.backbone, settings.backbone_revision, settings.num_layers)
-        except ValueError as error:
-            raise CLLM4RecError(f"The backbone {settings.backbone!r} cannot be used: {error}") from error
-        self._check_context(backbone)
+        backbone = backbone_config(settings)
         if self.processes.is_main_process:
             self._write_settings()
         self.catalog = Catalog.from_prepared(self.data, settings.include_histories)
         start = self._warm_start(backbone.hidden_size)
-        dtype = choose_dtype(settings.dtype)
-        self.model = _from_backbone(
-            settings.backbone,
-            self.data.num_users,
-            self.data.num_items,
-            num_layers=settings.num_layers,
-            revision=settings.backbone_revision,
-            dtype=dtype,
-            seed=settings.seed,
-            backbone_kwargs={**_attention(settings.attn_implementation), **_quantization(settings.quantization)},
-            preset=settings.preset,
-            lambda_c=settings.lambda_c,
-            lambda_l=settings.lambda_l,
-            max_prompt_length=settings.max_length,
-            center_hidden=settings.center_hidden,
-            learn_logit_scale=settings.center_hidden,
-            item_bias=settings.item_bias,
-            **_start_fields(start, settings),
-        )
-        self.tokenizer = CLLM4RecTokenizer.from_backbone(
-            settings.backbone,
-            num_users=self.data.num_users,
-            num_items=self.data.num_items,
-            base_vocab_size=self.model.config.base_vocab_size,
-            # the model has recorded the commit it was loaded at
-            **({"revision": self.model.config.backbone_revision} if self.model.config.backbone_revision else {}),
-        )
+        self.model, self.tokenizer = build(settings, self.data, backbone, start)
         self.prompts = PromptBuilder(self.tokenizer, self.model.config.is_encoder_decoder)
-        if start is not None:
-            apply_warm_start(self.model, start, settings.seed)
         histories = self.data.histories("train")
         length, seed = settings.max_length, settings.seed
         self.collaborative = InteractionCorpus(histories, "collaborative")
         self.recommendation = InteractionCorpus(histories, "recommendation", min_items=2)
         self.content: Any = (
             ContentCorpus(self.data.texts, self.prompts, settings.max_text_length, self.data.fingerprint)
-            if len(self.data.texts)
+            if settings.use_content and len(self.data.texts)
             else None
         )
-        self.collaborative_collator = CollaborativeCollator(self.prompts, length, seed)
+        self.collaborative_collator = CollaborativeCollator(self.prompts, length, seed, settings.reorder)
         self.content_collator = ContentCollator(self.prompts, settings.max_text_length, seed)
         self.recommendation_collator = RecommendationCollator(
-            self.prompts, length, tuple(settings.mask_share), settings.anonymous_share, seed
+            self.prompts, length, tuple(settings.mask_share), settings.anonymous_share, seed, settings.reorder
         )
 
     def _write_settings(self) -> None:
@@ -209,16 +174,10 @@ class Recipe:
         beside.replace(self.output / SETTINGS_FILE)
 
     def _warm_start(self, max_rank: int) -> WarmStart | None:
-        if self.settings.warm_start == "none":
+        settings = self.settings
+        if settings.warm_start == "none":
             return None
-        return fit_warm_start(self.data, max_rank, method=self.settings.warm_start, seed=self.settings.seed)
-
-    def _check_context(self, backbone: Any) -> None:
-        context = getattr(backbone, "max_position_embeddings", None)
-        for name in ("max_length", "max_text_length"):
-            value = getattr(self.settings, name)
-            if context is not None and value > context:
-                raise CLLM4RecError(f"{name} {value} exceeds the backbone's context of {context} tokens; lower it")
+        return fit_warm_start(self.data, max_rank, settings.warm_start, settings.seed, settings.warm_start_texts)
 
     # ---- the stages
 
@@ -236,6 +195,7 @@ class Recipe:
         settings = self.settings
         args = ContentArguments(
             **self._arguments(directory, settings.content_epochs, settings.content_stage_learning_rate),
+            backbone_learning_rate=settings.backbone_learning_rate,
         )
         return ContentTrainer(self.model, args, self.content, self.content_collator, **self._parts())
 
@@ -310,7 +270,7 @@ class Recipe:
         }
 
     def _group_rates(self) -> dict[str, Any]:
-        names = ("content_learning_rate", "user_learning_rate", "head_learning_rate")
+        names = ("content_learning_rate", "user_learning_rate", "head_learning_rate", "backbone_learning_rate")
         return {name: getattr(self.settings, name) for name in names}
 
     def _parts(self) -> dict[str, Any]:
@@ -337,7 +297,9 @@ class Recipe:
 
     def _load_tables(self, directory: Path) -> None:
         missing, unexpected = self.model.load_state_dict(load_file(directory / "model.safetensors"), strict=False)
-        lost = [name for name in missing if not name.startswith("backbone.")]
+        # of weights that are tied, one name is stored
+        learned = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        lost = [name for name in missing if name in learned or not name.startswith("backbone.")]
         if lost or unexpected:
             raise CLLM4RecError(f"The tables in {directory} are not this model's: {(lost + unexpected)[:3]}")
 
@@ -357,14 +319,6 @@ class Recipe:
         # the stages' checkpoints held optimizer states for resuming; nothing needs them any more
         shutil.rmtree(self.output / STAGES_DIRECTORY, ignore_errors=True)
         logger.info("The checkpoint lies in %s", self.output)
-
-
-def _from_backbone(backbone: str, *args: Any, **kwargs: Any) -> Any:
-    try:
-        return CLLM4RecForRecommendation.from_backbone(backbone, *args, **kwargs)
-    except (ValueError, ImportError) as error:
-        # e.g. an attention implementation that the family or the machine lacks
-        raise CLLM4RecError(f"The backbone {backbone!r} cannot be used: {error}") from error
 
 
 def _read_settings(file: Path) -> dict[str, Any]:
@@ -388,48 +342,3 @@ def _last_complete_checkpoint(directory: Path) -> str | None:
             return str(path)
         shutil.rmtree(path)
     return None
-
-
-def choose_dtype(name: str) -> torch.dtype:
-    """The backbone's dtype: one that is named, or for `auto` bfloat16 where the machine computes in it.
-
-    Raises:
-        CLLM4RecError: if there is no such dtype.
-    """
-    if name == "auto":
-        return torch.bfloat16 if _has_bfloat16() else torch.float32
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise CLLM4RecError(f"Unknown dtype {name!r}; expected auto, bfloat16, float16 or float32")
-    return dtype
-
-
-def _has_bfloat16() -> bool:
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    # emulated bfloat16 is slower than float32, so only native instructions count
-    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(supported and supported())
-
-
-def _quantization(name: str | None) -> dict[str, Any]:
-    try:
-        return {} if name is None else {"quantization_config": quantization_config(name)}
-    except ImportError as error:
-        raise CLLM4RecError(str(error)) from error
-
-
-def _attention(name: str) -> dict[str, Any]:
-    return {} if name == "auto" else {"attn_implementation": name}
-
-
-def _start_fields(start: WarmStart | None, settings: RecipeSettings) -> dict[str, Any]:
-    if start is None:
-        return {}
-    rank = start.keys.shape[1]
-    return {
-        "warm_start": start.method,
-        "warm_start_text_weight": start.text_weight,
-        "warm_start_rank": rank,
-        "history_rank": rank if settings.history_term else 0,
-    }

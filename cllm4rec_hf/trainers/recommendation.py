@@ -11,6 +11,7 @@ from transformers.integrations.integration_utils import default_logdir
 
 from ..data.collators import ContentCollator, RecommendationCollator, TaskCollator
 from ..data.corpora import ContentCorpus, InteractionCorpus
+from ..errors import CLLM4RecError
 from ..inference.ranker import ModelRanker
 from .arguments import RecommendationArguments
 from .base import CLLM4RecTrainer
@@ -33,6 +34,9 @@ class RecommendationTrainer(CLLM4RecTrainer):
         content_collator: their collator.
         evaluator: validates the model; required unless `eval_strategy` is `no`.
         kwargs: see `CLLM4RecTrainer`.
+
+    Raises:
+        CLLM4RecError: if the model ranks by another task.
     """
 
     def __init__(
@@ -46,6 +50,11 @@ class RecommendationTrainer(CLLM4RecTrainer):
         evaluator: Any = None,
         **kwargs: Any,
     ):
+        if model.config.ranking_task != "recommendation":
+            raise CLLM4RecError(
+                f"The model ranks by its {model.config.ranking_task} task, so there is no recommendation task to "
+                "fine-tune; set config.ranking_task to 'recommendation'"
+            )
         self.evaluator = evaluator
         corpora = (interactions,) if content is None else (interactions, content)
         collators = {"recommendation": collator, "content": content_collator}

@@ -10,6 +10,7 @@ import yaml
 from transformers import HfArgumentParser, SchedulerType, TrainingArguments
 
 from ..errors import CLLM4RecError
+from .ablations import ABLATIONS
 from .arguments import CLLM4RecTrainingArguments
 from .presets import PRESETS
 
@@ -31,10 +32,16 @@ _OUTSIDE = (
     "compile_layers", "dataloader_num_workers",
 )  # fmt: skip
 
+# what fine-tuning of pretrained language models usually takes; the tables' rates would undo the pretraining
+PRETRAINED_BACKBONE_RATE = 2e-5
+
 
 @dataclass
 class RecipeSettings:
-    """What `cllm4rec train` and examples/train.py take. A field left at None takes the preset's value."""
+    """What `cllm4rec train` and examples/train.py take.
+
+    A field left at None takes the preset's value. An ablation's settings take the place of any others given.
+    """
 
     data: str = _setting(
         "prepared", "Directory that `cllm4rec prepare` wrote, or org/name of such a data set on the Hub."
@@ -44,6 +51,7 @@ class RecipeSettings:
     backbone_revision: str | None = _setting(None, "Revision of the backbone's Hub repository.")
     num_layers: int | None = _setting(None, "Use only the backbone's first so many layers; all by default.")
     preset: str = _setting("default", "Recipe that fills the settings left out: default or paper.")
+    ablation: str | None = _setting(None, f"Named settings that win over all others: {', '.join(ABLATIONS)}.")
     dtype: str = _setting("auto", "Backbone's dtype: auto (bfloat16 where the machine has it), bfloat16 or float32.")
     quantization: str | None = _setting(None, "Hold the frozen backbone in int8 or int4; its dtype by default.")
     attn_implementation: str = _setting("auto", "Attention of the backbone: auto, eager, sdpa, …")
@@ -64,6 +72,18 @@ class RecipeSettings:
     )
     dataloader_num_workers: int = _of_trainers(
         "dataloader_num_workers", "Processes that make batches, beside each training process; 0 makes them in it."
+    )
+    train_backbone: bool = _setting(False, "Train the backbone, too; it is saved with the checkpoint.")
+    random_backbone: bool = _setting(False, "Start the backbone at random instead of with its pretrained weights.")
+    backbone_learning_rate: float | None = _setting(
+        None, f"Learning rate of a backbone that trains; {PRETRAINED_BACKBONE_RATE:g}, or the stage's from random."
+    )
+    use_content: bool = _setting(True, "Whether there is a content LM: content warm-up and C-steps.")
+    warm_start_texts: bool = _setting(True, "Whether the warm start reads the items' texts.")
+    reorder: bool = _setting(True, "Whether items come in random order in training; else oldest first.")
+    lm_term: bool = _setting(True, "Whether the LM has a part in the item logits; else the history term ranks alone.")
+    ranking_task: str = _setting(
+        "recommendation", "What ranks: recommendation, or collaborative, the pretrained LM's next-item distribution."
     )
     lambda_c: float | None = _setting(None, "Weight of the mutual regularization.")
     lr_scheduler_type: str | None = _setting(None, "Learning rate schedule of each stage.")
@@ -92,6 +112,10 @@ class RecipeSettings:
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise CLLM4RecError(f"Unknown preset {self.preset!r}; expected one of {', '.join(PRESETS)}")
+        if self.ablation is not None and self.ablation not in ABLATIONS:
+            raise CLLM4RecError(f"Unknown ablation {self.ablation!r}; expected one of {', '.join(ABLATIONS)}")
+        for name, value in ABLATIONS.get(self.ablation or "", {}).items():
+            setattr(self, name, value)
         for name, value in PRESETS[self.preset].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
@@ -132,6 +156,34 @@ class RecipeSettings:
             raise CLLM4RecError(
                 "The history term needs a warm start; set warm_start to auto, or history_term to false"
             )
+        if not self.lm_term and not self.history_term:
+            raise CLLM4RecError(
+                "Without the LM's term the history term has to rank, and there is none; set history_term to true and "
+                "warm_start to auto, as the preset default does"
+            )
+        self._check_ranking()
+        self._check_backbone()
+
+    def _check_ranking(self) -> None:
+        if self.ranking_task not in ("recommendation", "collaborative"):
+            raise CLLM4RecError(f"ranking_task must be recommendation or collaborative, got {self.ranking_task!r}")
+        if self.ranking_task == "collaborative" and (self.recommendation_epochs or not self.pretraining_epochs):
+            raise CLLM4RecError(
+                "The collaborative LM ranks as pretraining leaves it; set recommendation_epochs to 0 and "
+                f"pretraining_epochs to 1 or more, got {self.recommendation_epochs} and {self.pretraining_epochs}"
+            )
+
+    def _check_backbone(self) -> None:
+        if (self.train_backbone or self.random_backbone) and self.quantization is not None:
+            raise CLLM4RecError(
+                f"A quantized backbone has pretrained weights that stay as they are; leave quantization "
+                f"{self.quantization} out, or train_backbone and random_backbone"
+            )
+        rate = self.backbone_learning_rate
+        if rate is not None and not self.train_backbone:
+            raise CLLM4RecError(f"backbone_learning_rate {rate:g} needs train_backbone, or nothing would learn by it")
+        if self.train_backbone and not self.random_backbone and rate is None:
+            self.backbone_learning_rate = PRETRAINED_BACKBONE_RATE
 
     def what_made_it(self) -> dict[str, Any]:
         """The settings that decide the result, for training.yaml and for telling one run from another."""

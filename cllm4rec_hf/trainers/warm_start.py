@@ -69,7 +69,9 @@ class _LinearRanker:
         return (scores if self.right is None else scores @ self.right).astype(np.float32)
 
 
-def fit_warm_start(data: PreparedData, max_rank: int, method: str = "auto", seed: int = 0) -> WarmStart:
+def fit_warm_start(
+    data: PreparedData, max_rank: int, method: str = "auto", seed: int = 0, use_texts: bool = True
+) -> WarmStart:
     """Fit the linear model on the training pairs; everything that is chosen is chosen on validation.
 
     `ease`: EASE with text rows, B = I − P diag(P)⁻¹, P = (XᵀX + w·TTᵀ + λI)⁻¹ (Steck 2019), cut to rank r by a
@@ -81,6 +83,7 @@ def fit_warm_start(data: PreparedData, max_rank: int, method: str = "auto", seed
         max_rank: highest rank, the backbone's hidden size.
         method: `ease`, `svd` or `auto` (`ease` for catalogs of up to 5,000 items).
         seed: seed of the truncated SVDs.
+        use_texts: whether the items' texts may have a part in it.
 
     Returns:
         The warm start that ranks best on validation.
@@ -88,7 +91,7 @@ def fit_warm_start(data: PreparedData, max_rank: int, method: str = "auto", seed
     if method == "auto":
         method = "ease" if data.num_items <= MAX_EASE_ITEMS else "svd"
     evaluator = Evaluator(data, split="validation")
-    texts = item_text_matrix(data)
+    texts = item_text_matrix(data) if use_texts else None
     fit = _fit_ease if method == "ease" else _fit_svd
     start = fit(data, texts, min(max_rank, data.num_items - 1), evaluator, seed)
     start.scale = _best_scale(data, start)
@@ -119,7 +122,7 @@ def apply_warm_start(model: Any, start: WarmStart, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     basis = torch.linalg.qr(torch.randn(size, rank, generator=generator, dtype=torch.float64))[0].T
     words = model.get_input_embeddings().weight
-    spread = float(words.float().std())
+    spread = float(words.detach().float().std())
     keys = torch.from_numpy(start.keys) @ basis
     factor = spread / float(keys.std())
     with torch.no_grad():

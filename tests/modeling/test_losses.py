@@ -13,8 +13,8 @@ from cllm4rec_hf.modeling.losses_cllm4rec import (
     multinomial_nll,
     mutual_regularization,
     sampled_nll,
+    soft_capped,
     vocabulary_cross_entropy,
-    vocabulary_logits,
 )
 from tests.conftest import make_backbone
 
@@ -217,20 +217,37 @@ def test_multinomial_nll_against_a_loop():
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("bias", [False, True])
-def test_chunked_cross_entropy_equals_the_plain_one(softcap, bias):
+@pytest.mark.parametrize("trains", [False, True])
+def test_chunked_cross_entropy_equals_the_plain_one(softcap, bias, trains):
     generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(600, 8, generator=generator)
+    rows = 2100 if trains else 600
+    hidden = torch.randn(rows, 8, generator=generator)
     weight = torch.randn(50, 8, generator=generator)
     shift = torch.randn(50, generator=generator) if bias else None
-    target = torch.randint(0, 50, (600,), generator=generator)
-    first, second = (hidden.clone().requires_grad_() for _ in range(2))
-    chunked = vocabulary_cross_entropy(first, weight, target, shift, softcap)
-    logits = vocabulary_logits(second, weight, shift, softcap)
-    plain = torch.nn.functional.cross_entropy(logits, target, reduction="sum")
-    (3 * chunked).backward()
-    (3 * plain).backward()
-    torch.testing.assert_close(chunked, plain)
-    torch.testing.assert_close(first.grad, second.grad, atol=1e-5, rtol=1e-5)
+    target = torch.randint(0, 50, (rows,), generator=generator)
+    ways = []
+    for chunked in (True, False):
+        parts = [None if part is None else part.clone() for part in (hidden, weight, shift)]
+        for part in parts if trains else parts[:1]:
+            if part is not None:
+                part.requires_grad_()
+        if chunked:
+            loss = vocabulary_cross_entropy(parts[0], parts[1], target, parts[2], softcap)
+        else:
+            logits = soft_capped(torch.nn.functional.linear(*parts), softcap)
+            loss = torch.nn.functional.cross_entropy(logits, target, reduction="sum")
+        (3 * loss).backward()
+        ways.append([loss, *(part.grad for part in parts if part is not None and part.requires_grad)])
+    for one, other in zip(*ways, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-5)
+
+
+def test_no_more_logits_than_a_chunks_are_held_over_a_head_that_trains():
+    hidden, weight = torch.randn(5000, 4, requires_grad=True), torch.randn(300, 4, requires_grad=True)
+    held = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: held.append(x.numel()) or x, lambda x: x):
+        vocabulary_cross_entropy(hidden, weight, torch.zeros(5000, dtype=torch.int64))
+    assert held and max(held) < 5000 * 300 / 4
 
 
 def test_chunked_cross_entropy_in_bfloat16_adds_up_in_float32():
