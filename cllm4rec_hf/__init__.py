@@ -29,8 +29,21 @@ _HOMES = {
     "data.prepared": ["Histories", "PreparedData"],
     "data.prompts": ["PromptBuilder"],
     "evaluation.evaluator": ["EvaluationResult", "Evaluator"],
-    "baselines.ease": ["EASE"],
+    "baselines.bert4rec": ["BERT4Rec", "BERT4RecConfig"],
+    "baselines.blend": ["Blend"],
+    "baselines.cornac_sasrec": ["CornacSASRec"],
+    "baselines.ease": ["EASE", "TextEASE"],
+    "baselines.implicit_als": ["ImplicitALS"],
+    "baselines.lightgcn": ["LightGCN", "LightGCNConfig"],
+    "baselines.m6_retrieval": ["M6Retrieval"],
+    "baselines.md_cvae": ["MDCVAE", "MDCVAEConfig"],
+    "baselines.mult_vae": ["MultVAE", "MultVAEConfig"],
     "baselines.popularity": ["Popularity"],
+    "baselines.registry": ["baseline_class", "load_baseline"],
+    "baselines.s3rec": ["S3Rec", "S3RecConfig"],
+    "baselines.text_svd": ["TextSVD"],
+    "baselines.tfidf": ["TfidfNeighbours"],
+    "baselines.two_tower": ["TwoTower", "TwoTowerConfig"],
     "inference.pipeline": ["RecommendationPipeline"],
     "inference.ranker": ["ModelRanker"],
     "inference.recommender": ["Recommender"],
@@ -46,8 +59,29 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = sorted([*_HOME, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
+    from .baselines.bert4rec import BERT4Rec as BERT4Rec
+    from .baselines.bert4rec import BERT4RecConfig as BERT4RecConfig
+    from .baselines.blend import Blend as Blend
+    from .baselines.cornac_sasrec import CornacSASRec as CornacSASRec
     from .baselines.ease import EASE as EASE
+    from .baselines.ease import TextEASE as TextEASE
+    from .baselines.implicit_als import ImplicitALS as ImplicitALS
+    from .baselines.lightgcn import LightGCN as LightGCN
+    from .baselines.lightgcn import LightGCNConfig as LightGCNConfig
+    from .baselines.m6_retrieval import M6Retrieval as M6Retrieval
+    from .baselines.md_cvae import MDCVAE as MDCVAE
+    from .baselines.md_cvae import MDCVAEConfig as MDCVAEConfig
+    from .baselines.mult_vae import MultVAE as MultVAE
+    from .baselines.mult_vae import MultVAEConfig as MultVAEConfig
     from .baselines.popularity import Popularity as Popularity
+    from .baselines.registry import baseline_class as baseline_class
+    from .baselines.registry import load_baseline as load_baseline
+    from .baselines.s3rec import S3Rec as S3Rec
+    from .baselines.s3rec import S3RecConfig as S3RecConfig
+    from .baselines.text_svd import TextSVD as TextSVD
+    from .baselines.tfidf import TfidfNeighbours as TfidfNeighbours
+    from .baselines.two_tower import TwoTower as TwoTower
+    from .baselines.two_tower import TwoTowerConfig as TwoTowerConfig
     from .data.catalog import Catalog as Catalog
     from .data.collators import CollaborativeCollator as CollaborativeCollator
     from .data.collators import ContentCollator as ContentCollator

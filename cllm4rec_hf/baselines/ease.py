@@ -1,135 +1,130 @@
 """EASE: a linear item-item model in closed form (Steck, Embarrassingly Shallow Autoencoders, WWW 2019)."""
 
-import logging
-import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
+from ..data.item_texts import require_item_texts
 from ..data.prepared import Histories, PreparedData
 from ..errors import CLLM4RecError
-from ..evaluation.evaluator import Evaluator
-from . import storage
+from .base import ArrayBaseline
+from .selection import Selection, grid_of, select
 
-logger = logging.getLogger(__name__)
-
-GRID = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)
+RIDGES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)
+TEXT_WEIGHTS = (1.0, 3.0, 10.0, 30.0, 100.0)
 
 # fitting holds two float64 and up to two float32 matrices of J x J: 24 bytes a cell, 10 GB at this size
 MAX_ITEMS = 20_000
 
 
-class EASE:
+class EASE(ArrayBaseline):
     """min_B ‖X − XB‖² + λ‖B‖² with diag(B) = 0: B = I − P diag(1 / diag P), P = (XᵀX + λI)⁻¹; scores are x_u B.
 
-    Solved in float64 by Cholesky, twice as fast as a general inverse; B is kept in float32.
+    With item texts, the rows √w Tᵀ stand below X: P = (XᵀX + w TTᵀ + λI)⁻¹, T [J, V] the row-normalised TF-IDF of
+    the items' texts. Solved in float64 by Cholesky, twice as fast as a general inverse; B is kept in float32.
 
     Args:
         ridge: λ.
         max_items: largest catalog J to accept, since memory grows as 24 J² bytes.
+        text_weight: w; 0 does without texts.
 
     Raises:
-        ValueError: if λ is not positive.
+        ValueError: if λ is not positive or w negative.
     """
+
+    model_type = "ease"
+    GRID = grid_of(ridge=RIDGES)
+    SETTINGS = ("ridge", "text_weight")
+    ARRAYS = ("weights",)
 
     weights: np.ndarray | None = None
 
-    def __init__(self, ridge: float = 300.0, max_items: int = MAX_ITEMS):
+    def __init__(self, ridge: float = 300.0, max_items: int = MAX_ITEMS, text_weight: float = 0.0):
         if not ridge > 0:
             raise ValueError(f"ridge (λ) must be positive, got {ridge}")
-        self.ridge, self.max_items = float(ridge), max_items
+        if not text_weight >= 0:
+            raise ValueError(f"text_weight (w) must be 0 or more, got {text_weight}")
+        self.ridge, self.max_items, self.text_weight = float(ridge), max_items, float(text_weight)
 
-    def fit(self, histories: Histories) -> "EASE":
+    def fit(self, histories: Histories, texts: csr_matrix | None = None) -> "EASE":
         """Solve for B.
 
         Args:
             histories: training histories.
+            texts: [J, V] rows of item texts, see `data.item_texts`; needed when `text_weight` is not 0.
 
         Returns:
             self.
 
         Raises:
             CLLM4RecError: if the catalog is too large for a J x J matrix.
+            ValueError: if texts are needed and not given.
         """
-        return self._solve(_gram(histories, self.max_items))
+        if self.text_weight and texts is None:
+            raise ValueError(f"A text_weight of {self.text_weight:g} needs the rows of item texts; pass texts")
+        return self._solve(_gram(histories, self.max_items), _text_gram(texts if self.text_weight else None))
 
     @classmethod
-    def fit_validated(cls, data: PreparedData, grid: Sequence[float] = GRID, max_items: int = MAX_ITEMS) -> "EASE":
-        """Fit on the training pairs with the λ whose Recall@20 + Recall@40 + NDCG@100 on validation is the highest.
+    def fit_to(cls, data: PreparedData, seed: int = 0, **settings: Any) -> "EASE":
+        """Solve on the training pairs; see `Baseline.fit_to`."""
+        model = cls(**settings)
+        return model.fit(data.histories("train"), cls._texts(data, model.text_weight))
+
+    @classmethod
+    def choose(
+        cls, data: PreparedData, seed: int = 0, grid: Iterable[Mapping[str, Any]] | None = None, **settings: Any
+    ) -> Selection:
+        """Choose on validation, with one Gram matrix for all points; see `Baseline.choose`.
+
+        Raises:
+            CLLM4RecError: if the catalog is too large, or nothing can be validated.
+            ValueError: if the grid is empty or a setting out of range.
+        """
+        points = [{**settings, **point} for point in (cls.GRID if grid is None else grid)]
+        candidates = [cls(**point) for point in points]
+        most_items = min((candidate.max_items for candidate in candidates), default=MAX_ITEMS)
+        gram = _gram(data.histories("train"), most_items)
+        text_gram = _text_gram(cls._texts(data, max((candidate.text_weight for candidate in candidates), default=0.0)))
+        return select(lambda **point: cls(**point)._solve(gram.copy(), text_gram), points, data, cls.__name__)
+
+    @classmethod
+    def fit_validated(cls, data: PreparedData, grid: Sequence[float] = RIDGES, max_items: int = MAX_ITEMS) -> "EASE":
+        """The model that `choose` chooses from some values of λ.
 
         Args:
             data: prepared data.
             grid: values of λ to try.
             max_items: largest catalog to accept.
-
-        Returns:
-            The fitted model; its `ridge` is the chosen λ (the first of equals).
-
-        Raises:
-            CLLM4RecError: if the catalog is too large, or nothing can be validated.
-            ValueError: if the grid is empty or a λ is not positive.
         """
-        candidates = [cls(ridge, max_items) for ridge in grid]
-        if not candidates:
-            raise ValueError("The grid of λ is empty; give at least one value")
-        gram = _gram(data.histories("train"), max_items)
-        evaluator = Evaluator(data, split="validation")
-        best, best_score = candidates[0], -np.inf
-        for candidate in candidates:
-            candidate._solve(gram.copy())
-            score = sum(evaluator.evaluate(candidate, bootstrap=False).metrics.values())
-            logger.debug("EASE with λ = %g: sum of the metrics on validation %.4f", candidate.ridge, score)
-            if score > best_score:
-                # matrices of a large catalog are not to pile up
-                best.weights, best, best_score = None, candidate, score
-            else:
-                candidate.weights = None
-        logger.info("EASE: λ = %g chosen on validation, sum of the metrics %.4f", best.ridge, best_score)
-        if len(candidates) > 2 and best.ridge in (min(grid), max(grid)):
-            logger.warning("EASE: the chosen λ = %g is at the end of the grid; a wider grid may do better", best.ridge)
-        return best
+        return cls.choose(data, grid=grid_of(ridge=grid), max_items=max_items).model
 
     def score(self, users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
-        """Scores of all items.
-
-        Args:
-            users: [B] int user indices; they make no difference beside the histories.
-            histories: item indices of each.
-
-        Returns:
-            [B, J] float32, the sum of B's rows over the history.
-
-        Raises:
-            ValueError: if nothing was fitted.
-        """
-        weights = self._fitted()
-        return Histories.from_lists(histories, len(weights)).to_csr() @ weights
-
-    def save_pretrained(self, directory: str | os.PathLike) -> None:
-        """Write config.json and model.safetensors."""
-        storage.save(directory, "ease", {"ridge": self.ridge}, {"weights": self._fitted()})
+        """The sum of B's rows over the history, [B, J] float32; see `Baseline.score`."""
+        self._check_fitted()
+        return Histories.from_lists(histories, len(self.weights)).to_csr() @ self.weights  # type: ignore[arg-type]
 
     @classmethod
-    def from_pretrained(cls, directory: str | os.PathLike) -> "EASE":
-        """Read what `save_pretrained` wrote.
+    def _texts(cls, data: PreparedData, text_weight: float) -> csr_matrix | None:
+        return require_item_texts(data, "EASE with text rows") if text_weight else None
 
-        Raises:
-            CLLM4RecError: if no such model lies there.
-        """
-        config, arrays = storage.load(directory, "ease")
-        model = cls(**config)
-        model.weights = arrays["weights"]
-        return model
-
-    def _solve(self, gram: np.ndarray) -> "EASE":
+    def _solve(self, gram: np.ndarray, text_gram: np.ndarray | None) -> "EASE":
         """Solve for B, overwriting XᵀX."""
+        if text_gram is not None:
+            gram += self.text_weight * text_gram
         self.weights = solve_ease(gram, self.ridge)
         return self
 
-    def _fitted(self) -> np.ndarray:
-        if self.weights is None:
-            raise ValueError("EASE is not fitted; call fit(histories) or EASE.fit_validated(data) first")
-        return self.weights
+
+class TextEASE(EASE):
+    """EASE with text rows, λ and w both chosen on validation."""
+
+    model_type = "ease-text"
+    GRID = grid_of(text_weight=TEXT_WEIGHTS, ridge=RIDGES[2:-1])
+
+    def __init__(self, ridge: float = 300.0, max_items: int = MAX_ITEMS, text_weight: float = 10.0):
+        super().__init__(ridge, max_items, text_weight)
 
 
 def solve_ease(gram: np.ndarray, ridge: float) -> np.ndarray:
@@ -170,3 +165,8 @@ def _gram(histories: Histories, max_items: int) -> np.ndarray:
         )
     interactions = histories.to_csr().astype(np.float64)
     return (interactions.T @ interactions).toarray()
+
+
+def _text_gram(texts: csr_matrix | None) -> np.ndarray | None:
+    """TTᵀ, [J, J] float64."""
+    return None if texts is None else (texts @ texts.T).toarray()

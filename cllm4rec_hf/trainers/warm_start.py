@@ -12,6 +12,7 @@ from scipy.special import logsumexp
 from tqdm.auto import tqdm
 
 from ..baselines.ease import solve_ease
+from ..data.item_texts import item_text_matrix
 from ..data.prepared import Histories, PreparedData
 from ..evaluation.evaluator import Evaluator
 
@@ -66,31 +67,6 @@ class _LinearRanker:
     def score(self, users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
         scores = Histories.from_lists(histories, len(self.left)).to_csr() @ self.left
         return (scores if self.right is None else scores @ self.right).astype(np.float32)
-
-
-def item_text_matrix(data: PreparedData) -> csr_matrix | None:
-    """Row-normalised TF-IDF of what is written about each item in training: its own text and its train reviews.
-
-    Args:
-        data: the prepared data.
-
-    Returns:
-        [J, V] float64 sparse with rows of norm 1 (0 for items without text), or None when no word occurs in
-        the texts of two items.
-    """
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    documents = [""] * data.num_items
-    for item, text in zip(data.texts["item"], data.texts["text"], strict=True):
-        if item is not None:
-            documents[item] = f"{documents[item]} {text}"
-    if not any(documents):
-        return None
-    try:
-        return TfidfVectorizer(sublinear_tf=True, min_df=min(2, data.num_items)).fit_transform(documents)
-    except ValueError:
-        logger.info("No word occurs in the texts of two items; the warm start does without text rows")
-        return None
 
 
 def fit_warm_start(data: PreparedData, max_rank: int, method: str = "auto", seed: int = 0) -> WarmStart:

@@ -122,7 +122,7 @@ def test_wrong_arguments(data):
     for ridge in (0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="must be positive"):
             EASE(ridge)
-    with pytest.raises(ValueError, match="grid of λ is empty"):
+    with pytest.raises(ValueError, match="grid of EASE is empty"):
         EASE.fit_validated(data, ())
     with pytest.raises(ValueError, match="call fit"):
         EASE().score(np.array([0]), [np.array([0])])
