@@ -22,7 +22,7 @@ from ..data.prepared import PreparedData
 from ..data.prompts import PromptBuilder
 from ..errors import CLLM4RecError
 from ..evaluation.evaluator import Evaluator
-from ..modeling.backbone_cllm4rec import load_backbone_config
+from ..modeling.backbone_cllm4rec import has_bfloat16, load_backbone_config
 from ..modeling.modeling_cllm4rec import CLLM4RecForRecommendation
 from ..modeling.quantization_cllm4rec import quantization_config
 from ..tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
@@ -379,19 +379,11 @@ def _last_complete_checkpoint(directory: Path) -> str | None:
 
 def _dtype(name: str) -> torch.dtype:
     if name == "auto":
-        return torch.bfloat16 if _has_bfloat16() else torch.float32
+        return torch.bfloat16 if has_bfloat16() else torch.float32
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise CLLM4RecError(f"Unknown dtype {name!r}; expected auto, bfloat16, float16 or float32")
     return dtype
-
-
-def _has_bfloat16() -> bool:
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    # emulated bfloat16 is slower than float32, so only native instructions count
-    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(supported and supported())
 
 
 def _quantization(name: str | None) -> dict[str, Any]:
