@@ -214,9 +214,7 @@ def quick_materials(directory: Path) -> dict[str, str]:
     (directory / "interactions.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     paths = {name: str(directory / name) for name in ("data", "backbone", "checkpoint")}
     columns = ["--user-column", "user", "--item-column", "item", "--text-column", "text", "--k-core", "2"]
-    command(
-        ["prepare", "--interactions", str(directory / "interactions.csv"), *columns, "--output", paths["data"]]
-    )
+    command(["prepare", "--interactions", str(directory / "interactions.csv"), *columns, "--output", paths["data"]])
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -234,8 +232,12 @@ def quick_materials(directory: Path) -> dict[str, str]:
     tokenizer.save_pretrained(paths["backbone"])
     train(
         RecipeSettings(
-            data=paths["data"], output=paths["checkpoint"], backbone=paths["backbone"], content_epochs=1,
-            pretraining_epochs=1, recommendation_epochs=1,
+            data=paths["data"],
+            output=paths["checkpoint"],
+            backbone=paths["backbone"],
+            content_epochs=1,
+            pretraining_epochs=1,
+            recommendation_epochs=1,
         )  # fmt: skip
     )
     return paths

@@ -58,7 +58,7 @@ class LanguageModelConfig:
     num_users: int = 0
     num_items: int = 0
     lora_rank: int = 16
-    lora_alpha: float = 32.0
+    lora_alpha: int = 32
     lora_dropout: float = 0.05
     learning_rate: float = 1e-3
     batch_size: int = 8
@@ -246,7 +246,9 @@ class LanguageModelBaseline(Baseline):
         from datasets import Dataset
         from transformers import Trainer, TrainingArguments
 
-        config, model = self.config, self.language_model.to(self.device)
+        config = self.config
+        model: Any = self.language_model
+        model.to(self.device)
         examples = {split: self.examples(data, split) for split in ("train", "validation")}
         if not examples["train"]:
             raise CLLM4RecError("No user has enough training items to learn from; prepare the data with a --k-core")
@@ -301,7 +303,8 @@ class LanguageModelBaseline(Baseline):
 
     def _set_up(self) -> None:
         """Make the language model ready to predict."""
-        model: Any = self.language_model.to(self.device).eval().requires_grad_(False)
+        model: Any = self.language_model
+        model.to(self.device).eval().requires_grad_(False)
         if getattr(model, "_supports_sdpa", False):
             model.set_attn_implementation("sdpa")
         model.config.use_cache = True

@@ -105,7 +105,7 @@ class PseudoIds(LanguageModelBaseline):
         """A row for each user: context and targets, both in the order of the data."""
         train = data.histories("train")
         if split == "train":
-            rows = [(user, [], train[user].tolist()) for user in range(len(train))]
+            rows: list[tuple] = [(user, [], train[user].tolist()) for user in range(len(train))]
         else:
             held_out = data.histories(split)
             rows = [(user, train[user].tolist(), held_out[user].tolist()) for user in range(len(train))]
@@ -300,4 +300,3 @@ def _prefixes(numbers: np.ndarray, width: int) -> dict[str, int]:
         for end in range(1, width + 1):
             counts[digits[:end]] = counts.get(digits[:end], 0) + 1
     return counts
-

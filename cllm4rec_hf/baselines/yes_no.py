@@ -59,7 +59,7 @@ class YesNo(LanguageModelBaseline):
 
     Trained by the logistic loss of that difference, on one item of a user's history (Yes) and items that the user
     lacks (No) beside the rest of the history. Items are named by their titles, or by the first words of what training
-    may read about them. The whole catalog cannot be asked about, so candidates come from a cheap retriever: `retriever`,
+    may read about them. The whole catalog cannot be asked about, so candidates come from something cheap: `retriever`,
     anything with the `score` of a baseline, or popularity where that is None. It is not saved with the model.
 
     The history is the beginning of all prompts of a user: its keys and values are computed once, each candidate adds
@@ -248,7 +248,5 @@ class YesNo(LanguageModelBaseline):
     def _name(self, item: int) -> list[int]:
         if self._names is None:
             # "unknown" stands for an item without title and text
-            self._names = [
-                self.tokens(name or "unknown")[: self.config.name_length] for name in self.catalog.titles
-            ]
+            self._names = [self.tokens(name or "unknown")[: self.config.name_length] for name in self.catalog.titles]
         return self._names[item]

@@ -37,13 +37,12 @@ def save_language_model(directory: Path, family: str = "llama") -> str:
         )  # fmt: skip
         model = GPT2LMHeadModel(config)
     else:
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=size, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-                num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=0,
-                eos_token_id=0, pad_token_id=0,
-            )  # fmt: skip
-        )
+        llama = LlamaConfig(
+            vocab_size=size, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=0,
+            eos_token_id=0, pad_token_id=0,
+        )  # fmt: skip
+        model = LlamaForCausalLM(llama)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
