@@ -5,14 +5,13 @@
         [--pseudo-ids '{"max_epochs": 10}'] [--yes-no '{"max_epochs": 5}']
     python benchmarks/generative.py --quick
 
-CHECKPOINT is what `cllm4rec train` wrote for the same data and the same backbone. The other two are fine-tuned by LoRA
-on that backbone and saved under the output directory; what was saved there with the same settings is not trained again.
-All methods know the same of a user, the items of training and validation, and are asked about the same random users
-of the test split. Each turn asks every method once, for all users in batches; its time divided by the users is the
-seconds a user. Quality is that of the first turn; nothing is drawn at random.
+CHECKPOINT is what `cllm4rec train` wrote for the same data and the same backbone. The other two are fine-tuned on that
+backbone, by LoRA unless told otherwise, and saved under the output directory; what was saved there with the same
+settings is not trained again. All methods know the same of a user, the items of training and validation, and are asked
+about the same random users of the test split. Each turn asks every method once, for all users in batches; its time
+divided by the users is the seconds a user. Quality is that of the first turn; nothing is drawn at random.
 
-A checkpoint's tables learnt for all items and users; --quick trains everything on generated data and a tiny random
-model, to see that it runs.
+--quick trains everything on generated data and a tiny random model, to see that it runs.
 
 Columns: Recall@20 with its 95 % interval over users; `non-existent`, the share of generated numbers that name no item;
 `reachable`, Recall of all candidates or beams together, the most that their order could reach; seconds a user over
@@ -230,16 +229,11 @@ def quick_materials(directory: Path) -> dict[str, str]:
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(paths["backbone"])
     tokenizer.save_pretrained(paths["backbone"])
-    train(
-        RecipeSettings(
-            data=paths["data"],
-            output=paths["checkpoint"],
-            backbone=paths["backbone"],
-            content_epochs=1,
-            pretraining_epochs=1,
-            recommendation_epochs=1,
-        )  # fmt: skip
-    )
+    settings = RecipeSettings(
+        data=paths["data"], output=paths["checkpoint"], backbone=paths["backbone"], content_epochs=1,
+        pretraining_epochs=1, recommendation_epochs=1,
+    )  # fmt: skip
+    train(settings)
     return paths
 
 
