@@ -144,7 +144,9 @@ class YesNo(LanguageModelBaseline):
                 target, history = int(history[place]), np.delete(history, place)
             else:
                 owned = np.append(history, target)
-            absent = draw_absent(owned, self.config.negatives, self.config.num_items, generator)
+            # epochs are compared on the same questions
+            source = generator if row["target"] is None else np.random.Generator(np.random.PCG64(owned.tolist()))
+            absent = draw_absent(owned, self.config.negatives, self.config.num_items, source)
             for item in (target, *absent.tolist()):
                 texts.append(self._prefix(history) + self._suffix(item))
                 labels.append(float(item == target))

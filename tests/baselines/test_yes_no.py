@@ -147,6 +147,7 @@ def test_what_it_is_trained_on(data, backbone):
     assert row["history"] == data.histories("train")[5].tolist()
     assert row["target"] in data.histories("validation")[5]
     texts = model.collate([row], generator)["input_ids"]
+    assert torch.equal(texts, model.collate([row], generator)["input_ids"])
     assert all(f" {item}" in model.tokenizer.decode(ids) for ids in texts for item in row["history"])
 
 
