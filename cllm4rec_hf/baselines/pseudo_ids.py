@@ -71,7 +71,7 @@ class Generated(NamedTuple):
 class PseudoIds(LanguageModelBaseline):
     """p(item 1042 | history) = Π over its digits of the language model's p(digit | history, digits before).
 
-    A history reads `user 0 0 7 has interacted with item 1 0 4 2 item 0 0 3 7 …`; numbers have leading zeros, each
+    A history reads `user007 has interacted with item1042 item0037 …`; numbers have leading zeros, each
     digit is one token. Loss falls on the digits of all items: causal attention makes each item the target of those
     before it, so one pass learns from every item. Prediction searches the digits after a last `item`. Nothing but
     training keeps the search to items that exist, unless it is constrained.
