@@ -1,0 +1,246 @@
+"""Reproduce a table of recommendation quality: every method on every seed, each in a process of its own.
+
+    python benchmarks/quality.py --config examples/configs/quality/movielens-100k.yaml
+    python benchmarks/quality.py --config examples/configs/quality/musical-instruments.yaml --raw DIR
+    python benchmarks/quality.py --quick --output DIR        # generated data, a tiny language model
+
+Writes quality.json, quality.md and quality.png into the output directory. What is finished is not run again, and an
+interrupted training goes on: results are kept under a hash of the method's settings, the seed and the data.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from quality_config import Method, Seed, Table, read_table
+from quality_plots import draw
+from quality_report import format_summary, load_result, markdown, summarise
+from quality_run import write_json
+
+from cllm4rec_hf import __version__
+from cllm4rec_hf.errors import CLLM4RecError
+
+RUN = Path(__file__).with_name("quality_run.py")
+
+
+def prepare(table: Table, seed: Seed, raw: str | None) -> Path:
+    """The prepared directory of a seed; prepared now if it is not there.
+
+    Args:
+        table: the table.
+        seed: its seed of the split counts.
+        raw: what `{raw}` stands for.
+
+    Raises:
+        CLLM4RecError: if raw files are needed and not named, or cannot be prepared.
+    """
+    if table.prepare is None:
+        return Path(str(table.prepared).replace("{seed}", str(seed.prepare)))
+    # by the command, not by where the raw files lie: once prepared, they need not be there
+    name = hashlib.sha256(json.dumps(table.prepare).encode()).hexdigest()[:8]
+    directory = table.output / "prepared" / f"{name}-seed-{seed.prepare}"
+    if directory.is_dir():
+        return directory
+    if raw is None and any("{raw}" in argument for argument in table.prepare):
+        raise CLLM4RecError(
+            f"Name the directory of the raw files by --raw; they are read as {' '.join(table.prepare)}"
+        )
+    arguments = [argument.replace("{raw}", str(raw)) for argument in table.prepare]
+    command = [sys.executable, "-m", "cllm4rec_hf.cli", "prepare", *arguments]
+    command += ["--seed", str(seed.prepare), "--output", str(directory)]
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    print(f"Preparing the data with seed {seed.prepare}", flush=True)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise CLLM4RecError(f"`{shlex.join(command[2:])}` failed: {done.stderr.strip().splitlines()[-1:]}")
+    return directory
+
+
+def request_of(table: Table, method: Method, seed: Seed, data: Path, fingerprint: str) -> dict[str, Any]:
+    """What a run is to do, and the name its result is kept under.
+
+    Raises:
+        CLLM4RecError: if the recipe knows no such setting.
+    """
+    identity = {
+        "baseline": method.baseline, "choose": method.choose, "settings": method.settings, "seed": seed.train,
+        "split": table.split, "metrics": list(table.metrics), "data_fingerprint": fingerprint, "version": __version__,
+    }  # fmt: skip
+    if method.baseline is None:
+        # with what the preset fills in, so that a preset that has changed is run anew
+        identity["settings"] = _resolved(method, seed)
+    elif method.choose:
+        from cllm4rec_hf.baselines.registry import baseline_class
+
+        identity["grid"] = baseline_class(method.baseline).GRID
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return {
+        "data": str(data),
+        "split": table.split,
+        "metrics": list(table.metrics),
+        "seed": seed.train,
+        "baseline": method.baseline,
+        "choose": method.choose,
+        "settings": method.settings,
+        "work": str(table.output / "runs" / key),
+        "result": str(table.output / "results" / key),
+        "identity": identity,
+    }
+
+
+def _resolved(method: Method, seed: Seed) -> dict[str, Any]:
+    from cllm4rec_hf.trainers.settings import RecipeSettings
+
+    known = [field.name for field in dataclasses.fields(RecipeSettings)]
+    unknown = [name for name in method.settings if name not in known]
+    if unknown:
+        raise CLLM4RecError(f"{method.label}: unknown setting {unknown[0]!r}; known settings: {', '.join(known)}")
+    return RecipeSettings(**method.settings, seed=seed.train).what_made_it()
+
+
+def lacking(method: Method) -> str | None:
+    """Why a method cannot be run here: a library that it wraps is not installed."""
+    if method.baseline is None:
+        return None
+    from cllm4rec_hf.baselines.registry import REGISTRY
+
+    package = REGISTRY[method.baseline].package
+    if package is None or importlib.util.find_spec(package) is not None:
+        return None
+    return f"{package} is not installed (pip install {package})"
+
+
+def execute(request: dict[str, Any], label: str) -> str | None:
+    """Run in a process of its own, unless it has been.
+
+    Args:
+        request: see `request_of`.
+        label: for the lines about it.
+
+    Returns:
+        None, or why it failed.
+    """
+    name = Path(request["result"])
+    if name.with_name(f"{name.name}.json").is_file():
+        print(f"{label}: finished before", flush=True)
+        return None
+    work = Path(request["work"])
+    work.mkdir(parents=True, exist_ok=True)
+    name.parent.mkdir(parents=True, exist_ok=True)
+    write_json(work / "request.json", request)
+    print(f"{label} ...", flush=True)
+    clock = time.perf_counter()
+    log = work / "log.txt"
+    with log.open("w", encoding="utf-8") as file:
+        command = [sys.executable, str(RUN), str(work / "request.json")]
+        status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT).returncode
+    if status:
+        lines = [line for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
+        reason = lines[-1] if status == 1 and lines else f"status {status}"
+        print(f"{label}: failed, see {log}: {reason}", flush=True)
+        return reason
+    print(f"{label}: {time.perf_counter() - clock:.0f} s", flush=True)
+    return None
+
+
+def run_table(table: Table, raw: str | None = None, command: str = "") -> dict[str, Any]:
+    """Run what is not finished, then write the table.
+
+    Args:
+        table: the table.
+        raw: directory of raw files, for `data: prepare:`.
+        command: what made the table, for the record.
+
+    Returns:
+        The contents of quality.json.
+
+    Raises:
+        CLLM4RecError: if the data or a setting is wrong, or no method finished.
+    """
+    from cllm4rec_hf.data.prepared import PreparedData
+
+    datasets, plan = [], []
+    skipped = {method.label: reason for method in table.methods if (reason := lacking(method))}
+    for seed in table.seeds:
+        directory = prepare(table, seed, raw)
+        data = PreparedData.load(directory)
+        interactions = len(data.interactions)
+        size = {"num_users": data.num_users, "num_items": data.num_items, "interactions": interactions}
+        datasets.append({"seed": seed.prepare, "fingerprint": data.fingerprint, **size})
+        if {**datasets[0], **size} != datasets[0]:
+            raise CLLM4RecError(f"The seeds' data differ in more than the split: {datasets[0]} and {datasets[-1]}")
+        for method in table.methods:
+            if method.label not in skipped:
+                plan.append((method, seed, request_of(table, method, seed, directory, data.fingerprint)))
+    results: dict[str, dict[int, Any]] = {}
+    failed = {}
+    for number, (method, seed, request) in enumerate(plan, start=1):
+        label = f"[{number}/{len(plan)}] {method.label}, seed {seed.train}"
+        reason = execute(request, label)
+        if reason is None:
+            results.setdefault(method.label, {})[table.seeds.index(seed)] = load_result(Path(request["result"]), table)
+        else:
+            failed[f"{method.label}, seed {seed.train}"] = reason
+    if not results:
+        raise CLLM4RecError(f"No method finished: {failed}")
+    summary = {"command": command, **summarise(table, results, datasets), "skipped": skipped, "failed": failed}
+    write_json(table.output / "quality.json", summary)
+    beside = table.output / "quality.md.part"
+    beside.write_text(markdown(summary), encoding="utf-8")
+    beside.replace(table.output / "quality.md")
+    draw(summary, table.output / "quality.png")
+    return summary
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a table; 0, 1 if a method failed, 2 for an error that the user can mend, 130 when interrupted."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, help="YAML file of the table")
+    parser.add_argument(
+        "--raw", metavar="DIR", help="directory of the raw files, where the data is yet to be prepared"
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="instead of the file's own")
+    parser.add_argument(
+        "--quick", action="store_true", help="generated data and a tiny language model in place of the real ones"
+    )
+    options = parser.parse_args(arguments)
+    if options.config is None and not options.quick:
+        parser.error("name a table by --config, or try --quick")
+    try:
+        table = read_table(options.config) if options.config else None
+        if options.quick:
+            from quality_quick import quick_table
+
+            if options.output is None:
+                parser.error("--quick needs --output, not to mix with real results")
+            table = quick_table(table, options.output)
+        elif options.output:
+            table = dataclasses.replace(table, output=options.output)
+        # where files lie on this machine concerns nobody else
+        config = options.config.name if options.config and options.config.is_absolute() else options.config
+        named = [f"--config {config}"] if config else []
+        named += ["--raw DIR"] if options.raw else []
+        named += ["--quick"] if options.quick else []
+        summary = run_table(table, options.raw, " ".join(["python benchmarks/quality.py", *named]))
+    except CLLM4RecError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    print()
+    print(format_summary(summary))
+    print(f"Written to {table.output}")
+    return 1 if summary["failed"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,371 @@
+"""The benchmark of quality: what it reads, how it counts, and that it runs, is interrupted, and goes on."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from scipy import stats
+
+from cllm4rec_hf.errors import CLLM4RecError
+from cllm4rec_hf.evaluation.evaluator import EvaluationResult
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "examples" / "configs" / "quality"
+# the others are lists of methods that these include
+TABLES = [path for path in sorted(CONFIGS.glob("*.yaml")) if "data" in yaml.safe_load(path.read_text())]
+METRICS = ("recall@20", "recall@40", "ndcg@100")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def benchmarks_on_the_path():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
+        yield
+
+
+def write(path, **values):
+    base = {"data": {"prepared": "prepared"}, "seeds": [0], "output": "out", "methods": [{"baseline": "ease"}]}
+    path.write_text(yaml.safe_dump({**base, **values}))
+    return path
+
+
+# ---- what is read
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_shipped_tables_are_valid(path):
+    from quality_config import read_table
+
+    from cllm4rec_hf.baselines.registry import REGISTRY
+    from cllm4rec_hf.trainers.settings import RecipeSettings
+
+    table = read_table(path)
+    assert table.output == Path("runs") / "quality" / path.stem
+    assert (
+        len(table.seeds) >= 3
+        and table.prepare
+        and f"--config examples/configs/quality/{path.name}" in (path.read_text().splitlines()[0])
+    )
+    baselines = {method.baseline for method in table.methods if method.group == "baseline"}
+    assert baselines in (set(), set(REGISTRY))
+    for method in table.methods:
+        if method.baseline is None:
+            RecipeSettings(**{name: value for name, value in method.settings.items() if name != "ablation"})
+        else:
+            assert "backbone" in method.settings or not REGISTRY[method.baseline].needs_backbone
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_every_shipped_table_has_a_quick_form(path, tmp_path, monkeypatch):
+    import quality_quick
+    from quality_config import read_table
+
+    monkeypatch.setattr(quality_quick, "write_backbone", lambda directory: directory.mkdir())
+    table = read_table(path)
+    quick = quality_quick.quick_table(table, tmp_path)
+    assert quick.output == tmp_path and len(quick.seeds) == 2 and "--source" not in quick.prepare
+    assert sum(method.group == "sweep" for method in quick.methods) == (2 if table.sweep else 0)
+    labels = {method.label for method in table.methods if method.group != "sweep"}
+    assert labels <= {method.label for method in quick.methods}
+    for method in quick.methods:
+        assert method.settings.get("backbone", str(tmp_path / "materials" / "backbone")).startswith(str(tmp_path))
+        if method.baseline is None:
+            assert method.settings["recommendation_epochs"] == 1 and method.settings.get("num_layers", 2) <= 2
+
+
+def test_sweeps_vary_one_setting_beside_a_reference():
+    from quality_config import read_table
+    from quality_plots import is_geometric
+
+    swept = {path.stem: read_table(path) for path in TABLES if path.stem.startswith("sweep-")}
+    assert set(swept) == {"sweep-lambda-c", "sweep-mask-share", "sweep-num-layers"}
+    for name, table in swept.items():
+        groups = [method.group for method in table.methods]
+        assert groups.count("reference") == 1 and groups.count("sweep") > 4
+        points = [method.settings for method in table.methods if method.group == "sweep"]
+        differing = {key for key in points[0] if any(point[key] != points[0][key] for point in points)}
+        assert differing == {name.removeprefix("sweep-").replace("-", "_")}
+    values = {name: [m.value for m in table.methods if m.group == "sweep"] for name, table in swept.items()}
+    assert values["sweep-lambda-c"] == [0, 0.01, 0.1, 1, 10, 100]
+    assert is_geometric(values["sweep-lambda-c"]) and is_geometric(values["sweep-num-layers"])
+    assert not is_geometric(values["sweep-mask-share"])
+
+
+def test_a_training_configuration_gives_its_settings_to_a_method(tmp_path):
+    from quality_config import Seed, read_table
+
+    (tmp_path / "run.yaml").write_text("data: d\noutput: o\nbackbone: b\npreset: paper\nlambda_c: 2.0\n")
+    ours = [{"name": "ours", "config": "run.yaml", "cllm4rec": {"lambda_c": 3.0}}]
+    seeds = [4, {"prepare": 98765, "train": 1}]
+    table = read_table(write(tmp_path / "table.yaml", methods=ours, seeds=seeds))
+    assert table.methods[0].settings == {"backbone": "b", "preset": "paper", "lambda_c": 3.0}
+    assert table.seeds == (Seed(4, 4), Seed(98765, 1))
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"method": []}, "unknown key 'method'; did you mean 'methods'?"),
+        ({"data": {}}, "exactly one of prepare and prepared"),
+        ({"data": {"prepare": "--source yelp {raw} --seed 1"}}, "--seed of prepare is set for each seed"),
+        ({"methods": [{"baseline": "eese"}]}, "unknown baseline 'eese'"),
+        ({"methods": [{"baseline": "ease"}, {"baseline": "ease", "choose": True}]}, "two methods named 'EASE'"),
+        ({"methods": [{"name": "x"}]}, "neither `baseline: NAME` nor `cllm4rec:"),
+        ({"methods": []}, "names no methods"),
+        ({"seeds": [1, 1]}, "distinct"),
+        ({"sweep": {"setting": "num_layers", "values": [1, None]}}, "must be numbers"),
+    ],
+)
+def test_wrong_tables_are_told_apart(values, told, tmp_path):
+    from quality_config import read_table
+
+    with pytest.raises(CLLM4RecError) as caught:
+        read_table(write(tmp_path / "table.yaml", **values))
+    assert told in str(caught.value)
+
+
+def test_an_unknown_setting_of_the_recipe_is_named_before_anything_runs(tmp_path, prepared, capsys):
+    import quality
+
+    ours = [{"cllm4rec": {"backbone": "b", "lambda_d": 1.0}}]
+    path = write(tmp_path / "table.yaml", methods=ours, data={"prepared": str(prepared)}, output=str(tmp_path / "out"))
+    assert quality.main(["--config", str(path)]) == 2
+    assert "unknown setting 'lambda_d'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+# ---- how it counts
+
+
+def result(users, values):
+    per_user = dict.fromkeys(METRICS, np.asarray(values, dtype=float))
+    return EvaluationResult(
+        "test", len(users), {name: float(np.mean(values)) for name in METRICS}, {}, per_user, np.asarray(users)
+    )
+
+
+def test_intervals_over_seeds_are_students():
+    from quality_report import seed_interval
+
+    values = [0.31, 0.35, 0.30]
+    found = seed_interval(values)
+    low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
+    assert found["mean"] - found["half_width"] == pytest.approx(low)
+    assert found["mean"] + found["half_width"] == pytest.approx(high)
+    assert seed_interval([0.3])["half_width"] is None
+
+
+def test_a_user_of_several_seeds_counts_once():
+    from quality_report import pooled
+
+    both = pooled([result([0, 1], [1.0, 0.0]), result([1, 2], [1.0, 0.25])])
+    assert both.users.tolist() == [0, 1, 2]
+    assert both.per_user["ndcg@100"].tolist() == [1.0, 0.5, 0.25]
+
+
+def test_differences_are_paired_by_user():
+    from quality_report import compare
+
+    generator = np.random.Generator(np.random.PCG64(0))
+    users = np.arange(400)
+    # users differ far more than the two methods do
+    base = generator.random(400) * 0.8
+    better = base + 0.01 + 0.02 * generator.random(400)
+    ours = {seed: ({}, result(users, better)) for seed in (0, 1)}
+    theirs = {seed: ({}, result(users, base)) for seed in (0, 1, 2)}
+    found = compare(ours, theirs, "recall@20")
+    assert found["pooled"]["low"] > 0 and found["p_t_test"] < 1e-6 and found["p_wilcoxon"] < 1e-6
+    assert found["ratio"] == pytest.approx(better.mean() / base.mean()) and len(found["per_seed"]) == 2
+    alike = compare(theirs, theirs, "recall@20")
+    assert alike["p_t_test"] == alike["p_wilcoxon"] == alike["ratio"] == 1 and alike["pooled"]["difference"] == 0
+
+
+def table_and_results(tmp_path, sweep=False):
+    """Five methods on two seeds; the text-aware competitor is the strongest, ours is stronger."""
+    from quality_config import Method, Seed, Table
+
+    levels = {"Popularity": 0.1, "EASE": 0.2, "EASE with text rows": 0.3, "CLLM4Rec": 0.4}
+    names = {"Popularity": "popularity", "EASE": "ease", "EASE with text rows": "ease-text", "CLLM4Rec": None}
+    methods = [
+        Method(label, name, {}, group="cllm4rec" if name is None else "baseline") for label, name in names.items()
+    ]
+    if sweep:
+        methods = [dataclasses.replace(methods[3], group="reference")]
+        for value in (0.0, 0.1, 1.0, 10.0):
+            methods.append(Method(f"λ = {value:g}", None, {}, group="sweep", value=value))
+            levels[f"λ = {value:g}"] = 0.2 + value / 20
+    table = Table(
+        "Title", tmp_path, None, "prepared", (Seed(0, 0), Seed(1, 1)), tuple(methods), sweep="λ" if sweep else None
+    )
+    results = {}
+    for method in methods:
+        for seed in (0, 1):
+            noise = np.random.Generator(np.random.PCG64(len(results))).normal(0, 0.02, 50)
+            values = levels[method.label] + 0.05 * seed + np.linspace(-0.1, 0.1, 50) + noise - noise.mean()
+            found = result(np.arange(50), values)
+            report = {
+                "metrics": found.metrics, "seed": seed, "seconds": 3.0 + seed, "interrupted": method.baseline is None,
+                "fits": 4 if method.baseline == "ease" else 1, "evaluation_seconds": 0.1, "peak_memory": 2e9,
+                "settings": {"ridge": 10.0 * (seed + 1)}, "date": "2024-05-01", "environment": {},
+            }  # fmt: skip
+            results.setdefault(method.label, {})[seed] = report, found
+    size = {"num_users": 50, "num_items": 9, "interactions": 400}
+    return table, results, [{"seed": seed, "fingerprint": f"abc{seed}", **size} for seed in (0, 1)]
+
+
+def test_the_table_compares_with_the_strongest_of_each_kind(tmp_path):
+    from quality_report import markdown, summarise
+
+    summary = {
+        "command": "python x",
+        **summarise(*table_and_results(tmp_path)),
+        "skipped": {"ALS": "no"},
+        "failed": {},
+    }
+    rows = {row["label"]: row for row in summary["methods"]}
+    ours = rows["CLLM4Rec"]["comparisons"]
+    opponents = {name: by_metric["recall@40"]["opponent"] for name, by_metric in ours.items()}
+    assert opponents == {
+        "best baseline": "EASE with text rows",
+        "best text-blind baseline": "EASE",
+        "best text-aware baseline": "EASE with text rows",
+    }
+    assert ours["best baseline"]["ndcg@100"]["ratio"] == pytest.approx(0.425 / 0.325)
+    # the best is measured against the second best
+    assert rows["EASE with text rows"]["comparisons"]["best baseline"]["recall@20"]["opponent"] == "EASE"
+    text = markdown(summary)
+    lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
+    half_width = stats.t.ppf(0.975, 1) * 0.025
+    assert f"**0.4250 ± {half_width:.4f}** ▲" in text and f"0.1250 ± {half_width:.4f} ▼" in lines["Popularity"]
+    assert "≥ 3.5 s" in text and "3.5 s, 4 fits" in lines["EASE"] and "2.00 GB" in lines["EASE"]
+    assert "- EASE: ridge 10.0; ridge 20.0" in text and "- ALS: no" in text and "2 (0) of 2" in lines["CLLM4Rec"]
+    json.dumps(summary)
+
+
+def test_a_sweep_is_drawn_on_a_log_axis_with_its_reference(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+    from quality_plots import draw
+    from quality_report import summarise
+
+    drawn = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (drawn.append(self), save(self, *a, **k)))
+    table, results, datasets = table_and_results(tmp_path, sweep=True)
+    summary = summarise(table, results, datasets)
+    against = summary["methods"][-1]["comparisons"]["reference"]["recall@20"]
+    assert against["opponent"] == "CLLM4Rec" and against["ratio"] == pytest.approx(0.725 / 0.425)
+    draw(summary, tmp_path / "quality.png")
+    assert (tmp_path / "quality.png").read_bytes().startswith(b"\x89PNG")
+    (figure,) = drawn
+    assert len(figure.axes) == 3
+    for panel in figure.axes:
+        assert panel.get_xscale() == "symlog" and panel.get_xlabel() == "λ"
+        curve, reference = panel.lines[0], next(line for line in panel.lines if line.get_label() == "CLLM4Rec")
+        assert curve.get_xdata().tolist() == [0, 0.1, 1, 10]
+        np.testing.assert_allclose(curve.get_ydata().astype(float), [0.225, 0.23, 0.275, 0.725])
+        assert reference.get_ydata()[0] == pytest.approx(0.425)
+
+
+# ---- that it runs
+
+
+def requests(table, directory, fingerprint="f"):
+    from quality import request_of
+
+    return [request_of(table, method, table.seeds[0], directory, fingerprint)["result"] for method in table.methods]
+
+
+def test_results_are_kept_under_settings_seed_and_data(tmp_path, monkeypatch):
+    from quality_config import Method, Seed, Table
+
+    from cllm4rec_hf.trainers import settings
+
+    methods = (
+        Method("a", "ease", {"ridge": 1.0}, group="baseline"),
+        Method("b", "ease", {"ridge": 2.0}, group="baseline"),
+        Method("c", "ease", {}, choose=True, group="baseline"),
+        Method("d", None, {"backbone": "b"}),
+        Method("e", None, {"backbone": "b", "lambda_c": 7.0}),
+    )
+    table = Table("t", tmp_path, None, "p", (Seed(0, 0),), methods)
+    names = requests(table, tmp_path)
+    assert len(set(names)) == 5 and names == requests(table, Path("elsewhere"))
+    assert not set(names) & set(requests(table, tmp_path, "g"))
+    assert not set(names) & set(requests(dataclasses.replace(table, seeds=(Seed(0, 1),)), tmp_path))
+    # a preset that changes gives other results
+    changed = {**settings.PRESETS["default"], "recommendation_epochs": 99}
+    monkeypatch.setitem(settings.PRESETS, "default", changed)
+    assert [a == b for a, b in zip(names, requests(table, tmp_path), strict=True)] == [True] * 3 + [False] * 2
+
+
+def test_the_quick_form_runs_and_does_not_run_again(tmp_path, capsys):
+    import quality
+
+    assert quality.main(["--quick", "--output", str(tmp_path)]) == 0
+    assert "finished before" not in capsys.readouterr().out
+    summary = json.loads((tmp_path / "quality.json").read_text())
+    rows = {row["label"]: row for row in summary["methods"]}
+    assert list(rows) == ["Popularity", "EASE with text rows", "CLLM4Rec"] and not summary["failed"]
+    for row in rows.values():
+        assert row["seeds"] == [0, 1] and row["seconds"]["mean"] > 0 and row["peak_memory"] > 5e7
+        assert all(0 < row["metrics"][name]["mean"] <= 1 for name in METRICS)
+    # the planted tastes are found
+    assert (
+        rows["EASE with text rows"]["metrics"]["ndcg@100"]["mean"] > rows["Popularity"]["metrics"]["ndcg@100"]["mean"]
+    )
+    assert rows["EASE with text rows"]["fits"] > 1 and len(summary["data"]) == 2
+    assert summary["data"][0]["fingerprint"] != summary["data"][1]["fingerprint"]
+    assert "| CLLM4Rec |" in (tmp_path / "quality.md").read_text() and (tmp_path / "quality.png").is_file()
+    # one result is lost: it alone is made again, and the training that made it is not repeated
+    times = {file: file.stat().st_mtime_ns for file in (tmp_path / "results").glob("*.json")}
+    assert len(times) == 6
+    lost = next(file for file in times if json.loads(file.read_text())["identity"]["baseline"] is None)
+    before = json.loads(lost.read_text())
+    lost.unlink()
+    assert quality.main(["--quick", "--output", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("finished before") == 5
+    assert all(file.stat().st_mtime_ns == time for file, time in times.items() if file != lost)
+    after = json.loads(lost.read_text())
+    assert after["seconds"] == before["seconds"] and after["metrics"] == before["metrics"]
+
+
+def test_a_method_that_fails_leaves_the_others_in_the_table(tmp_path, prepared, capsys):
+    import quality
+
+    methods = [{"baseline": "popularity"}, {"baseline": "ease", "settings": {"rigde": 1.0}}]
+    path = write(tmp_path / "t.yaml", methods=methods, data={"prepared": str(prepared)}, output=str(tmp_path / "out"))
+    assert quality.main(["--config", str(path)]) == 1
+    summary = json.loads((tmp_path / "out" / "quality.json").read_text())
+    assert [row["label"] for row in summary["methods"]] == ["Popularity"]
+    assert summary["methods"][0]["metrics"]["recall@20"]["half_width"] is None
+    (reason,) = summary["failed"].values()
+    assert "rigde" in reason and "rigde" in (tmp_path / "out" / "quality.md").read_text()
+    # what failed is tried again
+    capsys.readouterr()
+    assert quality.main(["--config", str(path)]) == 1
+    assert capsys.readouterr().out.count("finished before") == 1
+
+
+def test_raw_files_are_asked_for_only_until_they_are_prepared(tmp_path, interactions_file, capsys):
+    import quality
+
+    command = "--interactions {raw}/interactions.csv --rating-column rating --text-column review --k-core 3"
+    path = write(tmp_path / "t.yaml", data={"prepare": command}, output=str(tmp_path / "out"))
+    assert quality.main(["--config", str(path)]) == 2
+    assert "--raw" in capsys.readouterr().err
+    assert quality.main(["--config", str(path), "--raw", str(interactions_file.parent)]) == 0
+    assert str(tmp_path) not in (tmp_path / "out" / "quality.md").read_text()
+    assert quality.main(["--config", str(path)]) == 0
+    assert "finished before" in capsys.readouterr().out
+
+
+def test_a_missing_library_is_told_and_no_failure(monkeypatch):
+    import quality
+    from quality_config import Method
+
+    monkeypatch.setattr(quality.importlib.util, "find_spec", lambda name: None)
+    assert "implicit is not installed" in quality.lacking(Method("ALS", "implicit-als", {}))
+    assert quality.lacking(Method("EASE", "ease", {})) is None
