@@ -40,11 +40,13 @@ _HOMES = {
     "baselines.md_cvae": ["MDCVAE", "MDCVAEConfig"],
     "baselines.mult_vae": ["MultVAE", "MultVAEConfig"],
     "baselines.popularity": ["Popularity"],
+    "baselines.pseudo_ids": ["PseudoIds", "PseudoIdsConfig"],
     "baselines.registry": ["baseline_class", "load_baseline"],
     "baselines.s3rec": ["S3Rec", "S3RecConfig"],
     "baselines.text_svd": ["TextSVD"],
     "baselines.tfidf": ["TfidfNeighbours"],
     "baselines.two_tower": ["TwoTower", "TwoTowerConfig"],
+    "baselines.yes_no": ["YesNo", "YesNoConfig"],
     "inference.pipeline": ["RecommendationPipeline"],
     "inference.ranker": ["ModelRanker"],
     "inference.recommender": ["Recommender"],
@@ -77,6 +79,8 @@ if TYPE_CHECKING:
     from .baselines.mult_vae import MultVAE as MultVAE
     from .baselines.mult_vae import MultVAEConfig as MultVAEConfig
     from .baselines.popularity import Popularity as Popularity
+    from .baselines.pseudo_ids import PseudoIds as PseudoIds
+    from .baselines.pseudo_ids import PseudoIdsConfig as PseudoIdsConfig
     from .baselines.registry import baseline_class as baseline_class
     from .baselines.registry import load_baseline as load_baseline
     from .baselines.s3rec import S3Rec as S3Rec
@@ -85,6 +89,8 @@ if TYPE_CHECKING:
     from .baselines.tfidf import TfidfNeighbours as TfidfNeighbours
     from .baselines.two_tower import TwoTower as TwoTower
     from .baselines.two_tower import TwoTowerConfig as TwoTowerConfig
+    from .baselines.yes_no import YesNo as YesNo
+    from .baselines.yes_no import YesNoConfig as YesNoConfig
     from .data.catalog import Catalog as Catalog
     from .data.collators import CollaborativeCollator as CollaborativeCollator
     from .data.collators import ContentCollator as ContentCollator

@@ -50,6 +50,8 @@ REGISTRY = {
     "md-cvae": Entry("md_cvae", "MDCVAE", "MD-CVAE", needs_texts=True),
     "s3-rec": Entry("s3rec", "S3Rec", "S3-Rec", needs_texts=True),
     "m6-retrieval": Entry("m6_retrieval", "M6Retrieval", "M6 retrieval", needs_texts=True, needs_backbone=True),
+    "pseudo-ids": Entry("pseudo_ids", "PseudoIds", "Pseudo-IDs", needs_backbone=True),
+    "yes-no": Entry("yes_no", "YesNo", "Yes/no scorer", needs_texts=True, needs_backbone=True),
     "blend": Entry("blend", "Blend", "Linear text model + Mult-VAE", needs_texts=True),
 }
 
