@@ -1,6 +1,6 @@
 """EASE: a linear item-item model in closed form (Steck, Embarrassingly Shallow Autoencoders, WWW 2019)."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -88,17 +88,6 @@ class EASE(ArrayBaseline):
         gram = _gram(data.histories("train"), most_items)
         text_gram = _text_gram(cls._texts(data, max((candidate.text_weight for candidate in candidates), default=0.0)))
         return select(lambda **point: cls(**point)._solve(gram.copy(), text_gram), points, data, cls.__name__)
-
-    @classmethod
-    def fit_validated(cls, data: PreparedData, grid: Sequence[float] = RIDGES, max_items: int = MAX_ITEMS) -> "EASE":
-        """The model that `choose` chooses from some values of λ.
-
-        Args:
-            data: prepared data.
-            grid: values of λ to try.
-            max_items: largest catalog to accept.
-        """
-        return cls.choose(data, grid=grid_of(ridge=grid), max_items=max_items).model
 
     def score(self, users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
         """The sum of B's rows over the history, [B, J] float32; see `Baseline.score`."""

@@ -43,7 +43,7 @@ def evaluate_checkpoint(
 
         results["Popularity"] = evaluator.evaluate(Popularity().fit(data.histories("train")))
         if data.num_items <= MAX_ITEMS:
-            results["EASE"] = evaluator.evaluate(EASE.fit_validated(data))
+            results["EASE"] = evaluator.evaluate(EASE.choose(data).model)
         else:
             logger.warning("EASE is left out: %d items are more than its %d", data.num_items, MAX_ITEMS)
     return results

@@ -7,6 +7,7 @@ import pytest
 
 from cllm4rec_hf.baselines.ease import EASE
 from cllm4rec_hf.baselines.popularity import Popularity
+from cllm4rec_hf.baselines.selection import grid_of
 from cllm4rec_hf.data.prepared import Histories
 from cllm4rec_hf.errors import CLLM4RecError
 from cllm4rec_hf.evaluation.evaluator import Evaluator
@@ -65,21 +66,21 @@ def test_validation_chooses_the_best_of_the_grid(data):
     train = data.histories("train")
     by_hand = [sum(evaluator.evaluate(EASE(r).fit(train), bootstrap=False).metrics.values()) for r in grid]
     assert len(set(by_hand)) == len(grid)
-    best = EASE.fit_validated(data, grid)
+    best = EASE.choose(data, grid=grid_of(ridge=grid)).model
     assert best.ridge == grid[int(np.argmax(by_hand))]
     np.testing.assert_array_equal(best.weights, EASE(best.ridge).fit(train).weights)
 
 
 def test_a_choice_at_the_end_of_the_grid_is_remarked_on(data, caplog):
-    best = EASE.fit_validated(data).ridge
+    best = EASE.choose(data).model.ridge
     with caplog.at_level(logging.WARNING):
-        EASE.fit_validated(data, (best, best * 1e4, best * 1e5))
+        EASE.choose(data, grid=grid_of(ridge=(best, best * 1e4, best * 1e5)))
     assert "at the end of the grid" in caplog.text
 
 
 def test_beats_popularity_where_there_are_tastes(data):
     evaluator = Evaluator(data, metrics=("recall@5",))
-    ease = evaluator.evaluate(EASE.fit_validated(data), bootstrap=False)
+    ease = evaluator.evaluate(EASE.choose(data).model, bootstrap=False)
     popularity = evaluator.evaluate(Popularity().fit(data.histories("train")), bootstrap=False)
     assert ease.metrics["recall@5"] > 1.1 * popularity.metrics["recall@5"]
 
@@ -114,7 +115,7 @@ def test_the_bound_can_be_moved(histories, data):
     with pytest.raises(CLLM4RecError, match="bound of 14"):
         EASE(max_items=14).fit(histories)
     with pytest.raises(CLLM4RecError, match="bound of 39"):
-        EASE.fit_validated(data, max_items=39)
+        EASE.choose(data, max_items=39)
     EASE(max_items=15).fit(histories)
 
 
@@ -123,6 +124,6 @@ def test_wrong_arguments(data):
         with pytest.raises(ValueError, match="must be positive"):
             EASE(ridge)
     with pytest.raises(ValueError, match="grid of EASE is empty"):
-        EASE.fit_validated(data, ())
+        EASE.choose(data, grid=())
     with pytest.raises(ValueError, match="call fit"):
         EASE().score(np.array([0]), [np.array([0])])
