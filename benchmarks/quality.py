@@ -23,9 +23,10 @@ from typing import Any
 from quality_config import Method, Seed, Table, read_table
 from quality_plots import draw
 from quality_report import format_summary, load_result, markdown, summarise
-from quality_run import write_json
+from quality_run import CHECKPOINT, RECORD, write_json
 
 from cllm4rec_hf import __version__
+from cllm4rec_hf.cli import main as cllm4rec
 from cllm4rec_hf.errors import CLLM4RecError
 
 RUN = Path(__file__).with_name("quality_run.py")
@@ -54,18 +55,23 @@ def prepare(table: Table, seed: Seed, raw: str | None) -> Path:
             f"Name the directory of the raw files by --raw; they are read as {' '.join(table.prepare)}"
         )
     arguments = [argument.replace("{raw}", str(raw)) for argument in table.prepare]
-    command = [sys.executable, "-m", "cllm4rec_hf.cli", "prepare", *arguments]
-    command += ["--seed", str(seed.prepare), "--output", str(directory)]
+    command = ["prepare", *arguments, "--seed", str(seed.prepare), "--output", str(directory)]
     directory.parent.mkdir(parents=True, exist_ok=True)
     print(f"Preparing the data with seed {seed.prepare}", flush=True)
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise CLLM4RecError(f"`{shlex.join(command[2:])}` failed: {done.stderr.strip().splitlines()[-1:]}")
+    if cllm4rec(command):
+        raise CLLM4RecError(f"`cllm4rec {shlex.join(command)}` failed")
     return directory
 
 
 def request_of(table: Table, method: Method, seed: Seed, data: Path, fingerprint: str) -> dict[str, Any]:
     """What a run is to do, and the name its result is kept under.
+
+    Args:
+        table: the table.
+        method: its row.
+        seed: its column.
+        data: the prepared directory.
+        fingerprint: that data's.
 
     Raises:
         CLLM4RecError: if the recipe knows no such setting.
@@ -81,6 +87,11 @@ def request_of(table: Table, method: Method, seed: Seed, data: Path, fingerprint
         from cllm4rec_hf.baselines.registry import baseline_class
 
         identity["grid"] = baseline_class(method.baseline).GRID
+    checkpoint = None
+    if method.checkpoint_of is not None:
+        run = next(other for other in table.methods if other.label == method.checkpoint_of)
+        trained = request_of(table, run, seed, data, fingerprint)
+        identity["checkpoint"], checkpoint = trained["identity"], str(Path(trained["work"]) / CHECKPOINT)
     key = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
     return {
         "data": str(data),
@@ -90,6 +101,7 @@ def request_of(table: Table, method: Method, seed: Seed, data: Path, fingerprint
         "baseline": method.baseline,
         "choose": method.choose,
         "settings": method.settings,
+        "checkpoint": checkpoint,
         "work": str(table.output / "runs" / key),
         "result": str(table.output / "results" / key),
         "identity": identity,
@@ -115,7 +127,7 @@ def lacking(method: Method) -> str | None:
     package = REGISTRY[method.baseline].package
     if package is None or importlib.util.find_spec(package) is not None:
         return None
-    return f"{package} is not installed (pip install {package})"
+    return f"{package} is not installed (pip install 'cllm4rec-hf[baselines]')"
 
 
 def execute(request: dict[str, Any], label: str) -> str | None:
@@ -132,6 +144,10 @@ def execute(request: dict[str, Any], label: str) -> str | None:
     if name.with_name(f"{name.name}.json").is_file():
         print(f"{label}: finished before", flush=True)
         return None
+    if request["checkpoint"] and not Path(request["checkpoint"]).with_name(RECORD).is_file():
+        reason = "the run whose checkpoint it needs has not finished"
+        print(f"{label}: {reason}", flush=True)
+        return reason
     work = Path(request["work"])
     work.mkdir(parents=True, exist_ok=True)
     name.parent.mkdir(parents=True, exist_ok=True)
@@ -167,6 +183,9 @@ def run_table(table: Table, raw: str | None = None, command: str = "") -> dict[s
     """
     from cllm4rec_hf.data.prepared import PreparedData
 
+    if importlib.util.find_spec("matplotlib") is None:
+        # not to be found out after hours
+        raise CLLM4RecError("The picture of the table needs matplotlib: pip install 'cllm4rec-hf[card]'")
     datasets, plan = [], []
     skipped = {method.label: reason for method in table.methods if (reason := lacking(method))}
     for seed in table.seeds:
@@ -177,7 +196,8 @@ def run_table(table: Table, raw: str | None = None, command: str = "") -> dict[s
         datasets.append({"seed": seed.prepare, "fingerprint": data.fingerprint, **size})
         if {**datasets[0], **size} != datasets[0]:
             raise CLLM4RecError(f"The seeds' data differ in more than the split: {datasets[0]} and {datasets[-1]}")
-        for method in table.methods:
+        # what reads a checkpoint comes after what writes it
+        for method in sorted(table.methods, key=lambda method: method.checkpoint_of is not None):
             if method.label not in skipped:
                 plan.append((method, seed, request_of(table, method, seed, directory, data.fingerprint)))
     results: dict[str, dict[int, Any]] = {}

@@ -13,6 +13,8 @@ methods:
     settings: {ridge: 300}           # fixed
   - baseline: mult-vae
     choose: true                     # by its own grid, on validation
+  - baseline: cllm4rec-emb
+    checkpoint_of: Ours              # what is made of the checkpoint of that row, seed by seed
   - name: Ours                       # settings of the recipe, of a training configuration or given here
     config: ../paper/beauty-gpt2.yaml
     cllm4rec: {ablation: llm-cf}
@@ -35,7 +37,8 @@ import yaml
 from cllm4rec_hf.errors import CLLM4RecError
 
 KEYS = ("title", "data", "seeds", "split", "metrics", "methods", "sweep", "reference", "output")
-METHOD_KEYS = ("name", "baseline", "choose", "settings", "cllm4rec", "config")
+BASELINE_KEYS = ("name", "baseline", "choose", "settings", "checkpoint_of")
+METHOD_KEYS = (*BASELINE_KEYS, "cllm4rec", "config")
 SWEEP_KEYS = ("setting", "label", "values", "cllm4rec", "config")
 
 
@@ -56,8 +59,9 @@ class Method:
         baseline: its name in the registry of competitors; None for a run of CLLM4Rec.
         settings: hyper-parameters of the competitor, or settings of the recipe.
         choose: whether the competitor's further hyper-parameters are chosen on validation.
-        group: `baseline`, `cllm4rec`, `sweep` or `reference`.
+        group: `baseline`, `cllm4rec` (what is made of its checkpoint, too), `sweep` or `reference`.
         value: the swept value, a number; a pair of numbers stands where its mean is.
+        checkpoint_of: label of the run of CLLM4Rec whose checkpoint of the same seed the competitor is given.
     """
 
     label: str
@@ -66,6 +70,7 @@ class Method:
     choose: bool = False
     group: str = "cllm4rec"
     value: float | None = None
+    checkpoint_of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,13 @@ def table_of(values: Mapping[str, Any], path: Path) -> Table:
     double = next((label for label in labels if labels.count(label) > 1), None)
     if double is not None:
         raise CLLM4RecError(f"{path} has two methods named {double!r}; tell them apart by `name:`")
+    trained = [method.label for method in methods if method.baseline is None]
+    for method in methods:
+        if method.checkpoint_of not in (None, *trained):
+            raise CLLM4RecError(
+                f"{path}: checkpoint_of of {method.label!r} must be the name of a run of CLLM4Rec in this table "
+                f"({', '.join(trained) or 'there is none'}), got {method.checkpoint_of!r}"
+            )
     seeds = tuple(_seed(value, path) for value in values["seeds"])
     if not seeds or len(set(seeds)) < len(seeds):
         raise CLLM4RecError(f"{path}: seeds must be one or more distinct ones, got {values['seeds']}")
@@ -204,11 +216,18 @@ def _method(entry: Any, path: Path, group: str | None = None) -> Method:
         from cllm4rec_hf.baselines.registry import REGISTRY
 
         name = entry["baseline"]
-        _check(entry, ("name", "baseline", "choose", "settings"), f"{name} of {path}")
+        _check(entry, BASELINE_KEYS, f"{name} of {path}")
         if name not in REGISTRY:
             raise CLLM4RecError(f"{path}: unknown baseline {name!r}; expected one of {', '.join(REGISTRY)}")
         settings, choose = dict(entry.get("settings") or {}), bool(entry.get("choose", False))
-        return Method(entry.get("name", REGISTRY[name].label), name, settings, choose, group or "baseline")
+        checkpoint_of, takes_one = entry.get("checkpoint_of"), REGISTRY[name].needs_checkpoint
+        if takes_one != (checkpoint_of is not None):
+            wanted = "needs `checkpoint_of: NAME`, a run of CLLM4Rec" if takes_one else "takes no `checkpoint_of:`"
+            raise CLLM4RecError(f"{path}: {name} {wanted}")
+        # no competitor: it is as good as the checkpoint
+        group = group or ("cllm4rec" if takes_one else "baseline")
+        label = entry.get("name", REGISTRY[name].label)
+        return Method(label, name, settings, choose, group, checkpoint_of=checkpoint_of)
     _check(entry, ("name", "cllm4rec", "config"), f"a method of {path}")
     if "cllm4rec" not in entry and "config" not in entry:
         raise CLLM4RecError(f"A method of {path} is neither `baseline: NAME` nor `cllm4rec: {{settings}}`: {entry}")

@@ -13,7 +13,7 @@ _WORDS = (
     "a quiet comedy about a detective and his old dog in a small town",
 )
 # what makes a run of CLLM4Rec short
-_SHORT = {
+SHORT = {
     "content_epochs": 1, "pretraining_epochs": 1, "recommendation_epochs": 1, "max_length": 64, "max_text_length": 32,
     "batch_size": 16, "gradient_accumulation_steps": 1,
 }  # fmt: skip
@@ -54,7 +54,7 @@ def _methods(backbone: str) -> tuple[Method, ...]:
 
 def _quick(method: Method, backbone: str) -> Method:
     if method.baseline is None:
-        settings = {**method.settings, **_SHORT, "backbone": backbone}
+        settings = {**method.settings, **SHORT, "backbone": backbone}
         settings.pop("backbone_revision", None)
         # two layers are all there are
         if (settings.get("num_layers") or 1) > 2:
@@ -110,7 +110,7 @@ def write_backbone(directory: Path, config: Any = None) -> None:
     if config is None:
         config = LlamaConfig(
             hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=4, max_position_embeddings=128, tie_word_embeddings=True,
+            num_key_value_heads=4, max_position_embeddings=512, tie_word_embeddings=True,
         )  # fmt: skip
     config.vocab_size, config.pad_token_id, config.eos_token_id = len(base), 0, 1
     config.bos_token_id = 1

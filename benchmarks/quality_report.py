@@ -118,6 +118,7 @@ def summarise(table: Table, results: dict[str, dict[int, Any]], datasets: list[d
                 "label": method.label,
                 "group": method.group,
                 "value": method.value,
+                "checkpoint_of": method.checkpoint_of,
                 "seeds": [report["seed"] for report in reports],
                 "metrics": metrics,
                 "seconds": seed_interval([report["seconds"] for report in reports]),
@@ -209,6 +210,11 @@ def markdown(summary: dict[str, Any]) -> str:
         "metric, ▼ significantly worse: by the paired bootstrap over users, seeds pooled, 95 %; the best is the one "
         "that is strongest on this very split. Training time includes the choice of hyper-parameters on validation; "
         "each method ran in a process of its own, whose peak memory this is.",
+    ]
+    lines += [
+        f"\n{row['label']} is made of the checkpoint of {row['checkpoint_of']}, whose training is not in its time."
+        for row in summary["methods"]
+        if row["checkpoint_of"]
     ]
     compared = [row for row in summary["methods"] if row["group"] != "baseline" and row["comparisons"]]
     if compared:

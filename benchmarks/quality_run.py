@@ -10,22 +10,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+# what a run of CLLM4Rec leaves in its directory: the checkpoint, and once it is whole, what its training took
+CHECKPOINT, RECORD = "checkpoint", "trained.json"
+
 
 def peak_memory() -> dict[str, int]:
     """Peak resident memory of this process and, where there is one, of its accelerator, in bytes."""
     import torch
 
-    status = Path("/proc/self/status")
-    if status.is_file():
-        # unlike getrusage's, this peak does not begin with that of the process which started this one
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        peak = int(line.split()[1]) * 1024
-    else:
-        import resource
+    from cllm4rec_hf.trainers.progress import peak_memory as megabytes
 
-        # macOS counts bytes
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = {"peak_memory": peak}
+    found = {"peak_memory": round(megabytes(torch.device("cpu")) * 2**20)}
     if torch.cuda.is_available():
         found["peak_accelerator_memory"] = torch.cuda.max_memory_allocated()
     return found
@@ -42,8 +37,9 @@ def run(request: dict[str, Any]) -> None:
     """Do what a request says.
 
     Args:
-        request: data (prepared directory), split, metrics, seed, baseline (name or None), choose, settings, work
-            (directory of a CLLM4Rec run), result (file without suffix), identity (what the result is kept under).
+        request: data (prepared directory), split, metrics, seed, baseline (name or None), choose, settings,
+            checkpoint (directory of the one that a competitor is given, or None), work (directory of a CLLM4Rec run),
+            result (file without suffix), identity (what the result is kept under).
     """
     from cllm4rec_hf.data.prepared import PreparedData
     from cllm4rec_hf.evaluation.evaluator import Evaluator
@@ -61,12 +57,16 @@ def _baseline(request: dict[str, Any], data: Any) -> tuple[Any, dict[str, Any]]:
     from cllm4rec_hf.baselines.registry import baseline_class
 
     model_class = baseline_class(request["baseline"])
+    given = {} if request["checkpoint"] is None else {"checkpoint": request["checkpoint"]}
+    settings = {**request["settings"], **given}
     clock = time.perf_counter()
     if request["choose"]:
-        selection = model_class.choose(data, request["seed"], **request["settings"])
+        selection = model_class.choose(data, request["seed"], **settings)
         model, chosen, fits = selection.model, selection.settings, len(selection.table)
     else:
-        model, chosen, fits = model_class.fit_to(data, request["seed"], **request["settings"]), request["settings"], 1
+        model, chosen, fits = model_class.fit_to(data, request["seed"], **settings), settings, 1
+    # where the checkpoint lies concerns nobody else
+    chosen = {name: value for name, value in chosen.items() if name not in given}
     return model, {"seconds": time.perf_counter() - clock, "settings": chosen, "fits": fits, "interrupted": False}
 
 
@@ -76,7 +76,7 @@ def _cllm4rec(request: dict[str, Any], data: Any) -> tuple[Any, dict[str, Any]]:
     from cllm4rec_hf.trainers.settings import RecipeSettings
 
     work = Path(request["work"])
-    checkpoint, record = work / "checkpoint", work / "trained.json"
+    checkpoint, record = work / CHECKPOINT, work / RECORD
     settings = RecipeSettings(
         **request["settings"], data=request["data"], output=str(checkpoint), seed=request["seed"]
     )

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from scipy import stats
 
+from cllm4rec_hf.data.prepared import PreparedData
 from cllm4rec_hf.errors import CLLM4RecError
 from cllm4rec_hf.evaluation.evaluator import EvaluationResult
 
@@ -50,10 +51,11 @@ def test_shipped_tables_are_valid(path):
         and f"--config examples/configs/quality/{path.name}" in (path.read_text().splitlines()[0])
     )
     baselines = {method.baseline for method in table.methods if method.group == "baseline"}
-    assert baselines in (set(), set(REGISTRY))
+    # those that benchmarks/generative.py compares, and what is made of a checkpoint of ours
+    assert baselines in (set(), set(REGISTRY) - {"pseudo-ids", "yes-no", "cllm4rec-emb"})
     for method in table.methods:
         if method.baseline is None:
-            RecipeSettings(**{name: value for name, value in method.settings.items() if name != "ablation"})
+            RecipeSettings(**method.settings)
         else:
             assert "backbone" in method.settings or not REGISTRY[method.baseline].needs_backbone
 
@@ -113,6 +115,12 @@ def test_a_training_configuration_gives_its_settings_to_a_method(tmp_path):
         ({"data": {"prepare": "--source yelp {raw} --seed 1"}}, "--seed of prepare is set for each seed"),
         ({"methods": [{"baseline": "eese"}]}, "unknown baseline 'eese'"),
         ({"methods": [{"baseline": "ease"}, {"baseline": "ease", "choose": True}]}, "two methods named 'EASE'"),
+        ({"methods": [{"baseline": "cllm4rec-emb"}]}, "cllm4rec-emb needs `checkpoint_of: NAME`"),
+        ({"methods": [{"baseline": "ease", "checkpoint_of": "x"}]}, "ease takes no `checkpoint_of:`"),
+        (
+            {"methods": [{"baseline": "ease"}, {"baseline": "cllm4rec-emb", "checkpoint_of": "EASE"}]},
+            "checkpoint_of of 'CLLM4Rec-Emb' must be the name of a run of CLLM4Rec in this table (there is none)",
+        ),
         ({"methods": [{"name": "x"}]}, "neither `baseline: NAME` nor `cllm4rec:"),
         ({"methods": []}, "names no methods"),
         ({"seeds": [1, 1]}, "distinct"),
@@ -303,6 +311,8 @@ def test_results_are_kept_under_settings_seed_and_data(tmp_path, monkeypatch):
 
 def test_the_quick_form_runs_and_does_not_run_again(tmp_path, capsys):
     import quality
+    import quality_quick
+    import quality_run
 
     assert quality.main(["--quick", "--output", str(tmp_path)]) == 0
     assert "finished before" not in capsys.readouterr().out
@@ -330,6 +340,56 @@ def test_the_quick_form_runs_and_does_not_run_again(tmp_path, capsys):
     assert all(file.stat().st_mtime_ns == time for file, time in times.items() if file != lost)
     after = json.loads(lost.read_text())
     assert after["seconds"] == before["seconds"] and after["metrics"] == before["metrics"]
+    # its token embeddings serve a competitor, and where they lie is not told
+    table = with_emb(quality_quick.quick_table(None, tmp_path))
+    data = quality.prepare(table, table.seeds[0], None)
+    request = quality.request_of(table, table.methods[0], table.seeds[0], data, PreparedData.load(data).fingerprint)
+    quality_run.run(json.loads(json.dumps(request)))
+    report = json.loads(Path(f"{request['result']}.json").read_text())
+    assert report["settings"] == {"max_epochs": 1} and 0 < report["metrics"]["recall@20"] <= 1
+    assert str(tmp_path) not in json.dumps({**report, "identity": {**report["identity"], "checkpoint": None}})
+
+
+def with_emb(table, label="CLLM4Rec"):
+    """The table with CLLM4Rec-Emb before all that it has."""
+    from quality_config import Method
+
+    emb = Method("CLLM4Rec-Emb", "cllm4rec-emb", {"max_epochs": 1}, checkpoint_of=label)
+    return dataclasses.replace(table, methods=(emb, *table.methods))
+
+
+def test_what_is_made_of_a_checkpoint_comes_after_it_and_is_kept_under_it(tmp_path, prepared, monkeypatch):
+    import quality
+    from quality_config import Method, Seed, Table
+
+    run = Method("CLLM4Rec", None, {"backbone": "b"})
+    table = with_emb(Table("t", tmp_path / "out", None, str(prepared), (Seed(0, 0), Seed(0, 1)), (run,)))
+    emb, ours = (quality.request_of(table, method, table.seeds[0], prepared, "f") for method in table.methods)
+    assert Path(emb["checkpoint"]) == Path(ours["work"], "checkpoint") and ours["checkpoint"] is None
+    # of another run, or of another seed, it is another
+    other = with_emb(dataclasses.replace(table, methods=(dataclasses.replace(run, settings={"backbone": "c"}),)))
+    assert len({requests(each, prepared)[0] for each in (table, other)}) == 2
+    order = []
+    monkeypatch.setattr(quality, "execute", lambda request, label: order.append(label) or "not now")
+    with pytest.raises(CLLM4RecError, match="No method finished"):
+        quality.run_table(table)
+    assert [label.split(maxsplit=1)[1] for label in order] == [
+        "CLLM4Rec, seed 0", "CLLM4Rec-Emb, seed 0", "CLLM4Rec, seed 1", "CLLM4Rec-Emb, seed 1"
+    ]  # fmt: skip
+
+
+def test_without_the_checkpoint_it_is_not_run(tmp_path, monkeypatch):
+    import quality
+    from quality_run import RECORD
+
+    names = {name: str(tmp_path / name) for name in ("result", "work")}
+    request = {**names, "checkpoint": str(tmp_path / "run" / "checkpoint")}
+    assert "has not finished" in quality.execute(request, "Emb")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / RECORD).write_text("{}")
+    # started now, and there is no such script
+    monkeypatch.setattr(quality, "RUN", tmp_path / "none.py")
+    assert quality.execute(request, "Emb") == "status 2"
 
 
 def test_a_method_that_fails_leaves_the_others_in_the_table(tmp_path, prepared, capsys):
@@ -362,10 +422,26 @@ def test_raw_files_are_asked_for_only_until_they_are_prepared(tmp_path, interact
     assert "finished before" in capsys.readouterr().out
 
 
-def test_a_missing_library_is_told_and_no_failure(monkeypatch):
+def test_missing_libraries_are_told_with_their_extras(tmp_path, monkeypatch):
     import quality
-    from quality_config import Method
+    from quality_config import Method, Seed, Table
 
     monkeypatch.setattr(quality.importlib.util, "find_spec", lambda name: None)
-    assert "implicit is not installed" in quality.lacking(Method("ALS", "implicit-als", {}))
+    assert "pip install 'cllm4rec-hf[baselines]'" in quality.lacking(Method("ALS", "implicit-als", {}))
     assert quality.lacking(Method("EASE", "ease", {})) is None
+    # the picture's is told before hours of training
+    table = Table("t", tmp_path, None, "nowhere", (Seed(0, 0),), (Method("EASE", "ease", {}),))
+    with pytest.raises(CLLM4RecError, match=r"pip install 'cllm4rec-hf\[card\]'"):
+        quality.run_table(table)
+
+
+@pytest.mark.slow
+def test_all_competitors_and_ablations_run_in_the_quick_form(tmp_path):
+    import quality
+    import quality_quick
+    from quality_config import read_table
+
+    table = quality_quick.quick_table(read_table(CONFIGS / "movielens-100k.yaml"), tmp_path)
+    summary = quality.run_table(dataclasses.replace(table, seeds=table.seeds[:1]))
+    assert not summary["failed"] and len(summary["methods"]) + len(summary["skipped"]) == len(table.methods)
+    assert all(0 < row["metrics"]["recall@20"]["mean"] <= 1 for row in summary["methods"])
