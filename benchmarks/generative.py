@@ -58,13 +58,11 @@ class Method:
 def single_pass(data: Any, checkpoint: str) -> Method:
     """RecLLM: external ids in, item indices out, as `recommend` does it."""
     import numpy as np
-    import torch
 
     from cllm4rec_hf import Recommender, Request
-    from cllm4rec_hf.modeling.backbone_cllm4rec import has_bfloat16
+    from cllm4rec_hf.trainers.building import choose_dtype
 
-    dtype = torch.bfloat16 if has_bfloat16() else torch.float32
-    recommender = Recommender.from_pretrained(checkpoint, dtype=dtype)
+    recommender = Recommender.from_pretrained(checkpoint, dtype=choose_dtype("auto"))
     user_ids, item_ids = list(data.users["user_id"]), list(data.items["item_id"])
     if recommender.catalog.item_ids != item_ids:
         raise SystemExit(f"{checkpoint} was trained on other items than the data holds")
@@ -81,10 +79,9 @@ def single_pass(data: Any, checkpoint: str) -> Method:
 
 def fitted(name: str, data: Any, directory: Path, settings: dict[str, Any], seed: int) -> tuple[Any, float | None]:
     """A competitor: the one saved with these settings, or a new one and the seconds of its fit."""
-    from cllm4rec_hf.baselines.pseudo_ids import PseudoIds
-    from cllm4rec_hf.baselines.yes_no import YesNo
+    from cllm4rec_hf import baseline_class
 
-    baseline = {"pseudo-ids": PseudoIds, "yes-no": YesNo}[name]
+    baseline = baseline_class(name)
     made_by, record = {"seed": seed, "data": data.fingerprint, **settings}, directory / "made_by.json"
     if record.is_file() and json.loads(record.read_text()) == made_by:
         return baseline.from_pretrained(directory), None
@@ -195,44 +192,19 @@ def markdown(result: dict[str, Any]) -> str:
 
 def quick_materials(directory: Path) -> dict[str, str]:
     """Generated data, a tiny random language model and a checkpoint trained on both."""
-    import numpy as np
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from quality_quick import SHORT, write_backbone, write_interactions
 
     from cllm4rec_hf.cli import main as command
     from cllm4rec_hf.trainers.recipe import train
     from cllm4rec_hf.trainers.settings import RecipeSettings
 
-    generator = np.random.Generator(np.random.PCG64(0))
-    tastes = "guitar", "comedy"
-    lines = ["user,item,text"]
-    for user in range(30):
-        for item in generator.permutation(20)[:9]:
-            lines.append(f"u{user},i{2 * item + user % 2},{tastes[user % 2]} number {2 * item + user % 2}")
-    (directory / "interactions.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    interactions = directory / "interactions.csv"
     paths = {name: str(directory / name) for name in ("data", "backbone", "checkpoint")}
-    columns = ["--user-column", "user", "--item-column", "item", "--text-column", "text", "--k-core", "2"]
-    command(["prepare", "--interactions", str(directory / "interactions.csv"), *columns, "--output", paths["data"]])
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe = trainers.BpeTrainer(vocab_size=320, special_tokens=["<|end|>"], initial_alphabet=alphabet)
-    backend.train_from_iterator(lines, bpe)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>", pad_token="<|end|>")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=1024, tie_word_embeddings=True,
-        bos_token_id=0, eos_token_id=0, pad_token_id=0,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(paths["backbone"])
-    tokenizer.save_pretrained(paths["backbone"])
-    settings = RecipeSettings(
-        data=paths["data"], output=paths["checkpoint"], backbone=paths["backbone"], content_epochs=1,
-        pretraining_epochs=1, recommendation_epochs=1,
-    )  # fmt: skip
+    write_interactions(interactions)
+    write_backbone(directory / "backbone")
+    columns = ["--rating-column", "rating", "--text-column", "text", "--k-core", "3"]
+    command(["prepare", "--interactions", str(interactions), *columns, "--output", paths["data"]])
+    settings = RecipeSettings(data=paths["data"], output=paths["checkpoint"], backbone=paths["backbone"], **SHORT)
     train(settings)
     return paths
 

@@ -43,14 +43,14 @@ def datasets_cache(tmp_path_factory):
         yield directory
 
 
-def train_base_tokenizer():
-    """A byte-level BPE tokenizer of some 330 tokens."""
+def train_base_tokenizer(words=WORDS, vocab_size=330):
+    """A byte-level BPE tokenizer of at most so many tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=330, special_tokens=["<|end|>"], initial_alphabet=alphabet)
-    tokenizer.train_from_iterator(WORDS, trainer)
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=["<|end|>"], initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(words, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>")
 
 
@@ -105,13 +105,17 @@ def family(request):
     return request.param
 
 
+def save_backbone(directory, tokenizer):
+    """Write a tiny LLaMA with its tokenizer, as somebody would have it on disk."""
+    make_backbone("llama", vocab_size=len(tokenizer) + 6).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
 @pytest.fixture
 def saved_backbone(tmp_path, base_tokenizer):
-    """Directory of a tiny LLaMA with its tokenizer, as somebody would have it on disk."""
-    directory = tmp_path / "backbone"
-    make_backbone("llama", vocab_size=len(base_tokenizer) + 6).save_pretrained(directory)
-    base_tokenizer.save_pretrained(directory)
-    return directory
+    """Directory of such a LLaMA."""
+    return save_backbone(tmp_path / "backbone", base_tokenizer)
 
 
 def write_interactions(path):
@@ -135,17 +139,21 @@ def interactions_file(tmp_path):
     return path
 
 
-@pytest.fixture
-def prepared(tmp_path, interactions_file):
-    """That CSV as prepared data."""
+def prepare_interactions(interactions_file, output):
+    """Prepare that CSV."""
     from cllm4rec_hf.cli import main
 
-    output = tmp_path / "prepared"
     arguments = ["prepare", "--interactions", str(interactions_file), "--user-column", "user", "--item-column", "item"]
     arguments += ["--rating-column", "rating", "--text-column", "review", "--k-core", "3", "--output", str(output)]
     assert main(arguments) == 0
     assert json.loads((output / "meta.json").read_text())
     return output
+
+
+@pytest.fixture
+def prepared(tmp_path, interactions_file):
+    """That CSV as prepared data."""
+    return prepare_interactions(interactions_file, tmp_path / "prepared")
 
 
 # settings of a training run that takes seconds

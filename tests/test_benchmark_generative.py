@@ -1,8 +1,6 @@
 """benchmarks/generative.py runs from end to end on generated data, and its figures are what they say."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +11,11 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def benchmark():
-    specification = importlib.util.spec_from_file_location("generative", ROOT / "benchmarks" / "generative.py")
-    module = importlib.util.module_from_spec(specification)
-    # dataclasses look their module up
-    sys.modules["generative"] = module
-    specification.loader.exec_module(module)
-    yield module
-    del sys.modules["generative"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
+        import generative
+
+        yield generative
 
 
 def test_quick(benchmark, tmp_path, capsys):

@@ -14,13 +14,15 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 
 from ..data.prepared import PreparedData
 from ..errors import CLLM4RecError
-from ..modeling.backbone_cllm4rec import has_bfloat16, load_backbone, load_backbone_config, locate_backbone
+from ..modeling.backbone_cllm4rec import has_bfloat16, load_backbone, load_backbone_config
+from ..tokenization.base_tokenizer_cllm4rec import load_base
 from . import storage
 from .base import Baseline
+from .neural import default_device
 from .selection import is_main_process
 
 logger = logging.getLogger(__name__)
@@ -108,8 +110,7 @@ class LanguageModelBaseline(Baseline):
         self.config, self.tokenizer, self.language_model = config, tokenizer, language_model
         self.adapter: dict[str, Tensor] = {}
         self.adapter_config: Any = None
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        self.device = accelerator or torch.device("cpu")
+        self.device = default_device()
         self.pad_id = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
         # what the tokenizer puts in front of every text, a LLaMA's <s>
         bare = self.tokens("a")
@@ -203,10 +204,9 @@ class LanguageModelBaseline(Baseline):
         if not file.is_file():
             raise CLLM4RecError(f"{directory} holds no {MODEL_DIRECTORY}/{file.name}; fit and save the model again")
         if config.lora_rank:
+            peft = _import_peft(config)
             model = cls(config, _load_tokenizer(config), _load_causal(config, config.dtype))
-            from peft import PeftModel
-
-            model._merge(PeftModel.from_pretrained(model.language_model, home))
+            model._merge(peft.PeftModel.from_pretrained(model.language_model, home))
         else:
             from transformers import AutoModelForCausalLM
 
@@ -361,24 +361,28 @@ def _quiet(trainer: Any) -> None:
         trainer.add_callback(BarOnly)
 
 
-def _with_adapters(model: Any, config: LanguageModelConfig) -> Any:
+def _import_peft(config: LanguageModelConfig) -> Any:
     try:
-        from peft import LoraConfig, get_peft_model
+        import peft
     except ImportError as error:
         raise ModuleNotFoundError(
-            f"lora_rank {config.lora_rank} needs the package peft: pip install 'cllm4rec-hf[peft]', or set lora_rank "
-            "to 0 to train all parameters"
+            f"lora_rank {config.lora_rank} needs the package peft: pip install 'cllm4rec-hf[peft]', or fit with "
+            "lora_rank 0, which trains all parameters"
         ) from error
-    settings = LoraConfig(
+    return peft
+
+
+def _with_adapters(model: Any, config: LanguageModelConfig) -> Any:
+    peft = _import_peft(config)
+    settings = peft.LoraConfig(
         r=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout,
         target_modules="all-linear", task_type="CAUSAL_LM",
     )  # fmt: skip
-    return get_peft_model(model, settings)
+    return peft.get_peft_model(model, settings)
 
 
 def _load_tokenizer(config: LanguageModelConfig) -> Any:
-    path, gguf_file = locate_backbone(config.backbone)
-    return AutoTokenizer.from_pretrained(path, **({} if gguf_file is None else {"gguf_file": gguf_file}))
+    return load_base(config.backbone, {}, with_rows=False)[0]
 
 
 def _load_causal(config: LanguageModelConfig, dtype: torch.dtype) -> Any:

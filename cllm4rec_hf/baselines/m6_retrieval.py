@@ -105,21 +105,19 @@ def embed_texts(
     """
     import torch
     from tqdm.auto import tqdm
-    from transformers import AutoTokenizer
 
-    from ..modeling.backbone_cllm4rec import load_backbone, load_backbone_config, locate_backbone
+    from ..modeling.backbone_cllm4rec import load_backbone, load_backbone_config
+    from ..tokenization.base_tokenizer_cllm4rec import load_base
+    from .neural import default_device
 
     depth = load_backbone_config(_named(backbone)).num_hidden_layers
     if max(layers) > depth:
         raise ValueError(f"The backbone {backbone!r} has {depth} layers; got layer {max(layers)}")
-    path, gguf_file = locate_backbone(backbone)
-    tokenizer = AutoTokenizer.from_pretrained(path, **({} if gguf_file is None else {"gguf_file": gguf_file}))
+    tokenizer, _ = load_base(backbone, {}, with_rows=False)
     # one block more than is read: the last one's output passes through a final norm, the others' does not
     loaded = load_backbone(backbone, num_layers=min(max(layers) + 1, depth), dtype=torch.float32)
     model: Any = loaded.get_encoder() if loaded.config.is_encoder_decoder else loaded.base_model
-    model.eval()
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    model.to(accelerator or "cpu")
+    model.eval().to(default_device())
     ids = [tokenizer(text, truncation=True, max_length=max_length)["input_ids"] if text else [] for text in texts]
     filled = sorted((k for k in range(len(texts)) if ids[k]), key=lambda k: len(ids[k]))
     means = {layer: np.full((len(texts), model.config.hidden_size), np.nan, dtype=np.float32) for layer in layers}

@@ -121,11 +121,10 @@ class NeuralBaseline(Baseline, PreTrainedModel):
         Raises:
             FloatingPointError: if the loss is no finite number.
         """
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         with torch.random.fork_rng():
             # initial weights and dropout draw from the global generator
             torch.manual_seed(seed)
-            model = cls.create(data, **settings).to(accelerator or "cpu")
+            model = cls.create(data, **settings).to(default_device())
             model._train(data, np.random.Generator(np.random.PCG64(seed)))
         return model.eval()
 
@@ -190,6 +189,12 @@ class NeuralBaseline(Baseline, PreTrainedModel):
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
+
+
+def default_device() -> torch.device:
+    """The machine's accelerator, or its CPU."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device("cpu")
 
 
 def one_hot_rows(histories: Sequence[np.ndarray], num_items: int, device: torch.device | str = "cpu") -> Tensor:

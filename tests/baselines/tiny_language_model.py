@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from cllm4rec_hf.baselines.yes_no import ANSWER, INSTRUCTION, QUESTION
 from cllm4rec_hf.data.prepared import PreparedData
 
+from ..conftest import train_base_tokenizer
 from ..evaluation.factory import write_prepared
 
 NUM_ITEMS = 24
@@ -19,14 +19,8 @@ TASTES = ("guitar", "comedy")
 
 def save_language_model(directory: Path, family: str = "llama") -> str:
     """Write a random model of two layers and its tokenizer."""
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<|end|>"], initial_alphabet=alphabet)
     prompt = f'{INSTRUCTION} "{TASTES[0]}" "{TASTES[1]}"{QUESTION} "{ANSWER} Yes No user has interacted with item'
-    backend.train_from_iterator([prompt] * 2, trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>", pad_token="<|end|>")
+    tokenizer = train_base_tokenizer([prompt] * 2, vocab_size=400)
     torch.manual_seed(0)
     size = len(tokenizer)
     model: LlamaForCausalLM | GPT2LMHeadModel
