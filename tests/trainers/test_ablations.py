@@ -22,6 +22,7 @@ from cllm4rec_hf.evaluation.report import evaluate_checkpoint
 from cllm4rec_hf.trainers.ablations import ABLATIONS
 from cllm4rec_hf.trainers.recipe import Recipe
 from cllm4rec_hf.trainers.settings import PRETRAINED_BACKBONE_RATE, RecipeSettings
+from tests.conftest import prepare_interactions, save_backbone, write_interactions
 from tests.test_cli import flags
 from tests.trainers.parts import make_parts
 
@@ -32,25 +33,44 @@ QUICK = {
 BACKBONE_TRAINS = ("llm-scratch", "llm-ftall")
 
 
-@pytest.fixture
-def run(prepared, saved_backbone, tmp_path, monkeypatch):
-    """A function that trains an ablation by the command line; returns the directory and the model at its start."""
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """The data of all runs."""
+    directory = tmp_path_factory.mktemp("data")
+    write_interactions(directory / "interactions.csv")
+    return prepare_interactions(directory / "interactions.csv", directory / "prepared")
 
-    def train(ablation, preset="default", **settings):
+
+@pytest.fixture(scope="module")
+def saved_backbone(tmp_path_factory, base_tokenizer):
+    """The backbone of all runs."""
+    return save_backbone(tmp_path_factory.mktemp("models") / "backbone", base_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def run(prepared, saved_backbone, tmp_path_factory):
+    """A function that trains an ablation by the command line, once; the directory and the model at its start."""
+    directory, done = tmp_path_factory.mktemp("runs"), {}
+    original = Recipe._stages
+
+    def train(ablation, preset="default"):
+        if (ablation, preset) in done:
+            return done[ablation, preset]
         starts = []
-        original = Recipe._stages
 
         def note(self):
             starts.append({name: value.detach().clone() for name, value in self.model.state_dict().items()})
             return original(self)
 
-        monkeypatch.setattr(Recipe, "_stages", note)
-        output = tmp_path / f"{ablation}-{preset}"
+        output = directory / f"{ablation}-{preset}"
         quick = {k: v for k, v in QUICK.items() if k != "backbone_learning_rate" or ablation in BACKBONE_TRAINS}
         paths = {"data": prepared, "backbone": saved_backbone, "output": output}
-        chosen = {"preset": preset, "ablation": ablation, **quick, **settings}
-        assert main(["train", *flags({**paths, **chosen})]) == 0
-        return output, starts[0]
+        chosen = {"preset": preset, "ablation": ablation, "lambda_c": 5.0, **quick}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Recipe, "_stages", note)
+            assert main(["train", *flags({**paths, **chosen})]) == 0
+        done[ablation, preset] = output, starts[0]
+        return done[ablation, preset]
 
     return train
 
@@ -65,7 +85,7 @@ OTHERS = [("paper", name) for name in ABLATIONS if name not in ("llm-prerec", "n
 @pytest.mark.parametrize(
     ("preset", "ablation"), [*QUICKLY, *(pytest.param(*both, marks=pytest.mark.slow) for both in OTHERS)]
 )
-def test_each_trains_is_evaluated_and_recommends(preset, ablation, run, prepared, capsys):
+def test_each_trains_is_evaluated_and_recommends(preset, ablation, run, prepared, tmp_path, capsys):
     output, start = run(ablation, preset)
     capsys.readouterr()
     assert main(["evaluate", "--model", str(output), "--data", str(prepared), "--no-baselines"]) == 0
@@ -94,8 +114,8 @@ def test_each_trains_is_evaluated_and_recommends(preset, ablation, run, prepared
         *([] if without_content else ["content"]), "pretraining", *([] if ablation == "llm-prerec" else ["recommendation"])
     ]  # fmt: skip
     # whoever loads it and saves it again does not lose the backbone
-    model.save_pretrained(output / "again")
-    assert load_file(output / "again" / "model.safetensors").keys() == stored.keys()
+    model.save_pretrained(tmp_path)
+    assert load_file(tmp_path / "model.safetensors").keys() == stored.keys()
 
 
 def test_scratch_starts_from_other_weights_than_the_pretrained_and_ftall_from_these(run, saved_backbone):
@@ -113,7 +133,12 @@ def test_an_interrupted_run_with_a_backbone_that_trains_ends_the_same(run, prepa
     expected = load_file(output / "model.safetensors")
     # the last stage alone is repeated, from the tables and the backbone of the one before it
     settings = RecipeSettings(
-        data=str(prepared), backbone=str(saved_backbone), output=str(tmp_path / "more"), ablation="llm-ftall", **QUICK
+        data=str(prepared),
+        backbone=str(saved_backbone),
+        output=str(tmp_path / "more"),
+        ablation="llm-ftall",
+        lambda_c=5.0,
+        **QUICK,
     )
 
     class Interrupted(Exception):
@@ -133,8 +158,9 @@ def test_an_interrupted_run_with_a_backbone_that_trains_ends_the_same(run, prepa
     assert all(torch.equal(again[name], expected[name]) for name in expected)
 
 
-def test_cf_pulls_nothing_and_reads_no_text(run, tmp_path):
-    output, _ = run("llm-cf", lambda_c=5.0)
+def test_cf_pulls_nothing_and_reads_no_text(run):
+    # whatever λ_c is asked for
+    output, _ = run("llm-cf")
     config = CLLM4RecForRecommendation.from_pretrained(output).config
     assert config.lambda_c == 0 and config.warm_start == "ease" and config.warm_start_text_weight == 0
     log = json.loads((output / "training_log.json").read_text())
@@ -236,7 +262,7 @@ def test_without_the_lm_the_history_term_alone_scores_and_the_backbone_is_not_ru
 
 
 def test_a_whole_checkpoints_own_history_term_is_evaluated_without_its_lm(run, prepared):
-    output, _ = run("no-content-lm", initial_lm_share=5.0)
+    output, _ = run("llm-cf")
     data = PreparedData.load(str(prepared))
     whole, own = (
         Recommender.from_pretrained(output, **fields).ranker.score([0], [np.array([1, 2, 3])])
