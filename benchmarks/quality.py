@@ -1,7 +1,7 @@
 """Reproduce a table of recommendation quality: every method on every seed, each in a process of its own.
 
     python benchmarks/quality.py --config examples/configs/quality/movielens-100k.yaml
-    python benchmarks/quality.py --config examples/configs/quality/musical-instruments.yaml --raw DIR
+    python benchmarks/quality.py --config examples/configs/quality/musical-instruments-4-core.yaml --raw DIR
     python benchmarks/quality.py --quick --output DIR        # generated data, a tiny language model
 
 Writes quality.json, quality.md and quality.png into the output directory. What is finished is not run again, and an

@@ -33,7 +33,7 @@ def quick_table(table: Table | None, output: Path) -> Table:
         write_interactions(interactions)
         write_backbone(backbone)
     if table is None:
-        table = Table("CLLM4Rec", output, None, None, (Seed(0, 0), Seed(1, 1)), _methods(str(backbone)))
+        table = Table("CLLM4Rec", output, None, None, (Seed(0, 0),), _methods(str(backbone)))
     methods = [_quick(method, str(backbone)) for method in table.methods]
     # the ends of a sweep may lie beyond what two layers have
     swept = [method for method in methods if method.group == "sweep"][:2]

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,6 @@ import pytest
 import yaml
 from scipy import stats
 
-from cllm4rec_hf.data.prepared import PreparedData
 from cllm4rec_hf.errors import CLLM4RecError
 from cllm4rec_hf.evaluation.evaluator import EvaluationResult
 
@@ -309,16 +310,35 @@ def test_results_are_kept_under_settings_seed_and_data(tmp_path, monkeypatch):
     assert [a == b for a, b in zip(names, requests(table, tmp_path), strict=True)] == [True] * 3 + [False] * 2
 
 
-def test_the_quick_form_runs_and_does_not_run_again(tmp_path, capsys):
+@pytest.fixture
+def in_process(monkeypatch):
+    """Runs take place in this process, which has its libraries; the test of the README starts others."""
     import quality
-    import quality_quick
     import quality_run
 
-    assert quality.main(["--quick", "--output", str(tmp_path)]) == 0
+    def run(command, **kwargs):
+        try:
+            quality_run.run(json.loads(Path(command[-1]).read_text()))
+        except Exception:
+            traceback.print_exc(file=kwargs["stdout"])
+            return subprocess.CompletedProcess(command, 1)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(quality.subprocess, "run", run)
+
+
+def test_the_quick_form_runs_and_does_not_run_again(tmp_path, capsys, in_process):
+    import quality
+
+    emb = {"baseline": "cllm4rec-emb", "checkpoint_of": "CLLM4Rec"}
+    methods = [{"baseline": "popularity"}, emb, {"baseline": "ease-text", "choose": True}]
+    path = write(tmp_path / "t.yaml", seeds=[0, 1], methods=[*methods, {"cllm4rec": {"backbone": "b"}}])
+    command = ["--config", str(path), "--quick", "--output", str(tmp_path)]
+    assert quality.main(command) == 0
     assert "finished before" not in capsys.readouterr().out
     summary = json.loads((tmp_path / "quality.json").read_text())
     rows = {row["label"]: row for row in summary["methods"]}
-    assert list(rows) == ["Popularity", "EASE with text rows", "CLLM4Rec"] and not summary["failed"]
+    assert list(rows) == ["Popularity", "CLLM4Rec-Emb", "EASE with text rows", "CLLM4Rec"] and not summary["failed"]
     for row in rows.values():
         assert row["seeds"] == [0, 1] and row["seconds"]["mean"] > 0 and row["peak_memory"] > 5e7
         assert all(0 < row["metrics"][name]["mean"] <= 1 for name in METRICS)
@@ -328,26 +348,22 @@ def test_the_quick_form_runs_and_does_not_run_again(tmp_path, capsys):
     )
     assert rows["EASE with text rows"]["fits"] > 1 and len(summary["data"]) == 2
     assert summary["data"][0]["fingerprint"] != summary["data"][1]["fingerprint"]
-    assert "| CLLM4Rec |" in (tmp_path / "quality.md").read_text() and (tmp_path / "quality.png").is_file()
+    # where the checkpoint lies is not told, and it is no competitor
+    assert rows["CLLM4Rec-Emb"]["settings"] == [{"max_epochs": 1}] * 2 and rows["CLLM4Rec-Emb"]["group"] == "cllm4rec"
+    text = (tmp_path / "quality.md").read_text()
+    assert "| CLLM4Rec |" in text and (tmp_path / "quality.png").is_file()
+    assert "CLLM4Rec-Emb is made of the checkpoint of CLLM4Rec, whose training is not in its time." in text
     # one result is lost: it alone is made again, and the training that made it is not repeated
     times = {file: file.stat().st_mtime_ns for file in (tmp_path / "results").glob("*.json")}
-    assert len(times) == 6
+    assert len(times) == 8
     lost = next(file for file in times if json.loads(file.read_text())["identity"]["baseline"] is None)
     before = json.loads(lost.read_text())
     lost.unlink()
-    assert quality.main(["--quick", "--output", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.count("finished before") == 5
+    assert quality.main(command) == 0
+    assert capsys.readouterr().out.count("finished before") == 7
     assert all(file.stat().st_mtime_ns == time for file, time in times.items() if file != lost)
     after = json.loads(lost.read_text())
     assert after["seconds"] == before["seconds"] and after["metrics"] == before["metrics"]
-    # its token embeddings serve a competitor, and where they lie is not told
-    table = with_emb(quality_quick.quick_table(None, tmp_path))
-    data = quality.prepare(table, table.seeds[0], None)
-    request = quality.request_of(table, table.methods[0], table.seeds[0], data, PreparedData.load(data).fingerprint)
-    quality_run.run(json.loads(json.dumps(request)))
-    report = json.loads(Path(f"{request['result']}.json").read_text())
-    assert report["settings"] == {"max_epochs": 1} and 0 < report["metrics"]["recall@20"] <= 1
-    assert str(tmp_path) not in json.dumps({**report, "identity": {**report["identity"], "checkpoint": None}})
 
 
 def with_emb(table, label="CLLM4Rec"):
@@ -392,7 +408,7 @@ def test_without_the_checkpoint_it_is_not_run(tmp_path, monkeypatch):
     assert quality.execute(request, "Emb") == "status 2"
 
 
-def test_a_method_that_fails_leaves_the_others_in_the_table(tmp_path, prepared, capsys):
+def test_a_method_that_fails_leaves_the_others_in_the_table(tmp_path, prepared, capsys, in_process):
     import quality
 
     methods = [{"baseline": "popularity"}, {"baseline": "ease", "settings": {"rigde": 1.0}}]
@@ -409,7 +425,7 @@ def test_a_method_that_fails_leaves_the_others_in_the_table(tmp_path, prepared, 
     assert capsys.readouterr().out.count("finished before") == 1
 
 
-def test_raw_files_are_asked_for_only_until_they_are_prepared(tmp_path, interactions_file, capsys):
+def test_raw_files_are_asked_for_only_until_they_are_prepared(tmp_path, interactions_file, capsys, in_process):
     import quality
 
     command = "--interactions {raw}/interactions.csv --rating-column rating --text-column review --k-core 3"
