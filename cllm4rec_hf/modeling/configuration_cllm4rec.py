@@ -33,6 +33,7 @@ class CLLM4RecConfig(PreTrainedConfig):
         learn_logit_scale: whether that factor is a parameter.
         item_bias: whether the head adds a learned bias to each item's logit.
         history_rank: rank r of the history term's query table, J x r; 0 turns the history term off.
+        history_power: power ν of a history's length that its sum is divided by: 0 for the sum, 1 for the mean.
         lm_term: whether the language model's hidden states have a part in the item logits; without them the history
             term ranks alone, and the item tasks do not run the backbone.
         ranking_task: what ranks the catalog for a user: `recommendation`, or `collaborative`, the next-item
@@ -66,6 +67,7 @@ class CLLM4RecConfig(PreTrainedConfig):
     learn_logit_scale: bool = False
     item_bias: bool = False
     history_rank: int = 0
+    history_power: float = 0.0
     lm_term: bool = True
     ranking_task: str = "recommendation"
     warm_start: str = "none"
@@ -82,7 +84,7 @@ class CLLM4RecConfig(PreTrainedConfig):
         for name in ("num_users", "num_items", "history_rank", "warm_start_rank"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        for name in ("lambda_c", "lambda_l", "warm_start_text_weight"):
+        for name in ("lambda_c", "lambda_l", "warm_start_text_weight", "history_power"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be a number of 0 or more, got {getattr(self, name)}")
         if not self.logit_scale > 0:

@@ -15,8 +15,9 @@ CALIBRATED_TASKS = ("collaborative", "recommendation")
 class ItemHead(nn.Module):
     """Query vector of a context; item logits are query · Z^l_item (+ bias).
 
-    query = a · (h − m) / s + γ · (Σ_{i in history} q_i) R, where m, s are stored statistics of h, a the logit scale,
-    q the query table of the history term (J x r) and R its basis (r x d, orthonormal rows). The second summand is a
+    query = a · (h − m) / s + γ · n^-ν (Σ_{i in history} q_i) R, where m, s are stored statistics of h, a the logit
+    scale, n the history's items, q the query table of the history term (J x r) and R its basis (r x d, orthonormal
+    rows). The second summand is a
     skip connection from the items of the prompt to the score; γ and q are learned. With neutral configuration the
     query is h itself: the tied head of the paper. Without `lm_term` it is the second summand alone.
 
@@ -100,7 +101,7 @@ class ItemHead(nn.Module):
 
         Args:
             hidden: [R, d] hidden states of the backbone; not read without `lm_term`.
-            history: [R, r] float32, sum of the history's item queries, or None.
+            history: [R, r] float32, the history's item queries, summed and divided by n^ν, or None.
             task: whose calibration applies, `collaborative` or `recommendation`.
 
         Returns:
@@ -114,7 +115,7 @@ class ItemHead(nn.Module):
         return query
 
     def history(self, queries: Tensor) -> Tensor:
-        """The history term's part of a query, γ · (Σ q_i) R: [..., d] from the summed item queries [..., r]."""
+        """The history term's part of a query, γ · n^-ν (Σ q_i) R, [..., d], from n^-ν Σ q_i, [..., r]."""
         return self.history_scale * (queries @ self.history_basis)
 
     def logits(self, query: Tensor, item_table: Tensor) -> Tensor:

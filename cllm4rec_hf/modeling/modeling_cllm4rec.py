@@ -178,10 +178,18 @@ class _CLLM4RecForTask(CLLM4RecPreTrainedModel):
     def _running_history(self, ids: Tensor) -> Tensor | None:
         # position t predicts the token after it, so the item at t already belongs to its history
         queries = self._item_queries(ids)
-        return None if queries is None else queries.cumsum(dim=1)
+        return None if queries is None else self._shared_out(queries.cumsum(dim=1), self._is_item(ids).cumsum(dim=1))
 
     def _item_queries(self, ids: Tensor) -> Tensor | None:
-        return self.item_head.item_queries(ids - self.first_item_id, ids >= self.first_item_id)
+        return self.item_head.item_queries(ids - self.first_item_id, self._is_item(ids))
+
+    def _is_item(self, ids: Tensor) -> Tensor:
+        return ids >= self.first_item_id
+
+    def _shared_out(self, sums: Tensor, counts: Tensor) -> Tensor:
+        """n^-ν Σ q_i from sums [..., r] and numbers of items [...]."""
+        power = self.config.history_power
+        return sums / counts.clamp(min=1).unsqueeze(-1).float() ** power if power else sums
 
     def _vocabulary_head(self) -> tuple[nn.Module, float | None]:
         softcap = getattr(self.config.text_config, "final_logit_softcapping", None)
@@ -241,8 +249,8 @@ class _CLLM4RecForTask(CLLM4RecPreTrainedModel):
             task: `collaborative` or `recommendation`.
 
         Returns:
-            Hidden states [R, d], one for each softmax over the items, and summed item queries [R, r] of their
-            histories, None without a history term.
+            Hidden states [R, d], one for each softmax over the items, and n^-ν Σ q_i [R, r] of their histories, None
+            without a history term.
         """
         if task == "recommendation":
             return self.prompt_states(input_ids, attention_mask), self._whole_history(input_ids)
@@ -253,7 +261,7 @@ class _CLLM4RecForTask(CLLM4RecPreTrainedModel):
 
     def _whole_history(self, ids: Tensor) -> Tensor | None:
         queries = self._item_queries(ids)
-        return None if queries is None else queries.sum(dim=1)
+        return None if queries is None else self._shared_out(queries.sum(dim=1), self._is_item(ids).sum(dim=1))
 
     def recommendation_queries(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """The vectors that score the catalog, one forward pass of the prompts.

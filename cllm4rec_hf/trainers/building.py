@@ -137,4 +137,5 @@ def _start_fields(start: WarmStart | None, settings: RecipeSettings) -> dict[str
         "warm_start_text_weight": start.text_weight,
         "warm_start_rank": rank,
         "history_rank": rank if settings.history_term else 0,
+        "history_power": start.power if settings.history_term else 0.0,
     }

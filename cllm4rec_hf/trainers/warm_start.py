@@ -1,88 +1,76 @@
-"""Warm start of the item tables and the history term from a factorized linear item-item model with text rows."""
+"""Warm start of the item tables, the history term and the item bias; everything that is chosen is so on validation."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
-from scipy.sparse import csr_matrix, diags, vstack
+from scipy.sparse import csr_matrix
 from scipy.special import logsumexp
 from tqdm.auto import tqdm
 
-from ..baselines.ease import solve_ease
 from ..data.item_texts import item_text_matrix
 from ..data.prepared import Histories, PreparedData
-from ..evaluation.evaluator import Evaluator
+from ..evaluation.validation_score import CELLS, ValidationScore
+from .linear_start import MAX_EASE_ITEMS, LinearStart, fit_ease, fit_svd
+from .multinomial_start import LARGEST_SHARE, RANKS, MultinomialStart, fit_multinomial
 
 logger = logging.getLogger(__name__)
 
-# the closed form inverts a J x J matrix some thirty times while it chooses (1.8 s each at this size); beyond it a
-# sparse SVD takes over
-MAX_EASE_ITEMS = 5000
-
-RIDGES = (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
-TEXT_WEIGHTS = (0.0, 1.0, 3.0, 10.0, 30.0)
-RANKS = (32, 64, 128, 256, 512)
-SINGULAR_POWERS = (0.0, 0.5, 1.0)
-
-_CELLS = 20_000_000
+# powers of a history's length that its sum is divided by: the mean for 1, and in between evidence adds up slowly
+HISTORY_POWERS = (0.5, 1.0)
+# the linear part's spread over the multinomial part's
+LINEAR_SHARES = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 
 
 @dataclass
 class WarmStart:
-    """A linear recommender of low rank: score of item j after history H is Σ_{i in H} q_i · z_j.
+    """score of item j after history H: |H|^-ν Σ_{i in H} q_i · z_j + b_j.
 
     Args:
-        method: `ease` or `svd`.
+        method: `ease` or `svd`, how the linear part was fitted.
         queries: [J, r] float64, q.
         keys: [J, r] float64, z.
-        text_weight: weight w of the text rows.
-        settings: the other chosen numbers.
+        text_weight: weight w of the text rows in the linear part.
+        settings: the other chosen settings.
         score: sum of the metrics on validation.
-        scale: factor γ on the scores that gives the validation items the highest likelihood.
+        bias: [J] float64, b; None for 0.
+        power: ν.
+        scale: factor on the scores that gives the validation items the highest likelihood.
     """
 
     method: str
     queries: np.ndarray
     keys: np.ndarray
     text_weight: float
-    settings: dict[str, float]
-    score: float
+    settings: dict[str, Any] = field(default_factory=dict)
+    score: float = 0.0
+    bias: np.ndarray | None = None
+    power: float = 0.0
     scale: float = 1.0
 
-    def scores(self, histories: list[np.ndarray]) -> np.ndarray:
-        """Scores of the whole catalog, [B, J] float64."""
-        rows = Histories.from_lists(histories, len(self.keys)).to_csr()
-        return np.asarray(rows @ self.queries) @ self.keys.T
-
-
-class _LinearRanker:
-    """Ranks by history · left · right, without ever forming the item-item matrix unless it is `left`."""
-
-    def __init__(self, left: np.ndarray, right: np.ndarray | None = None):
-        self.left, self.right = left, right
-
-    def score(self, users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
-        scores = Histories.from_lists(histories, len(self.left)).to_csr() @ self.left
-        return (scores if self.right is None else scores @ self.right).astype(np.float32)
+    def scores(self, histories: list[np.ndarray] | csr_matrix) -> np.ndarray:
+        """Scores of the whole catalog, [B, J] float64, for histories as lists of items or as rows [B, J]."""
+        rows = histories
+        if not isinstance(rows, csr_matrix):
+            rows = Histories.from_lists(rows, len(self.keys)).to_csr()
+        lengths = np.maximum(np.diff(rows.indptr), 1).astype(np.float64)
+        scores = (np.asarray(rows @ self.queries) / lengths[:, None] ** self.power) @ self.keys.T
+        return scores if self.bias is None else scores + self.bias
 
 
 def fit_warm_start(
     data: PreparedData, max_rank: int, method: str = "auto", seed: int = 0, use_texts: bool = True
 ) -> WarmStart:
-    """Fit the linear model on the training pairs; everything that is chosen is chosen on validation.
-
-    `ease`: EASE with text rows, B = I − P diag(P)⁻¹, P = (XᵀX + w·TTᵀ + λI)⁻¹ (Steck 2019), cut to rank r by a
-    truncated SVD, B ≈ Q Zᵀ. `svd`: truncated SVD of the stacked [D_u^-½ X D_i^-¼; √w Tᵀ], z = V σ^p, q_i = c_i z_i,
-    c_i = popularity^-¼.
+    """Fit a linear and a multinomial item model on the training pairs, and add them up.
 
     Args:
         data: the prepared data.
         max_rank: highest rank, the backbone's hidden size.
-        method: `ease`, `svd` or `auto` (`ease` for catalogs of up to 5,000 items).
-        seed: seed of the truncated SVDs.
+        method: of the linear part: `ease`, `svd` or `auto` (`ease` for catalogs of up to 5,000 items).
+        seed: seed of everything random.
         use_texts: whether the items' texts may have a part in it.
 
     Returns:
@@ -90,31 +78,80 @@ def fit_warm_start(
     """
     if method == "auto":
         method = "ease" if data.num_items <= MAX_EASE_ITEMS else "svd"
-    evaluator = Evaluator(data, split="validation")
+    score = ValidationScore(data, seed)
     texts = item_text_matrix(data) if use_texts else None
-    fit = _fit_ease if method == "ease" else _fit_svd
-    start = fit(data, texts, min(max_rank, data.num_items - 1), evaluator, seed)
+    ranks = multinomial_ranks(max_rank)
+    linear = (fit_ease if method == "ease" else fit_svd)(data, texts, max_rank - sum(ranks), score, seed)
+    start = WarmStart(method, linear.queries, linear.keys, linear.text_weight, linear.settings, linear.score)
+    bar = tqdm(_starts(data, texts, linear, seed), desc="Item vectors", unit="start", delay=2)
+    for name, initial, power in bar:
+        models = [fit_multinomial(data, initial[:, :rank], power, score, seed) for rank in ranks]
+        candidate = _mixed(method, name, models, linear, score)
+        start = max(start, candidate, key=lambda one: one.score)
     start.scale = _best_scale(data, start)
-    chosen = ", ".join(f"{name} {value:g}" for name, value in start.settings.items())
+    chosen = ", ".join(f"{name} {value}" for name, value in start.settings.items())
     logger.info(
         "Warm start by %s: text weight %g, %s, scale %.3g; validation score %.4f",
-        method,
-        start.text_weight,
-        chosen,
-        start.scale,
-        start.score,
-    )
+        method, start.text_weight, chosen, start.scale, start.score,
+    )  # fmt: skip
+    return start
+
+
+def multinomial_ranks(max_rank: int) -> tuple[int, ...]:
+    """Ranks of the multinomial models, fewer where the backbone has few dimensions."""
+    share = min(1.0, LARGEST_SHARE * max_rank / sum(RANKS))
+    return tuple(max(1, int(rank * share)) for rank in RANKS)
+
+
+def _starts(
+    data: PreparedData, texts: csr_matrix | None, linear: LinearStart, seed: int
+) -> list[tuple[str, np.ndarray, float]]:
+    """Where item vectors start from, [J, r] with the directions of most weight first, and powers ν."""
+    from sklearn.utils.extmath import randomized_svd
+
+    starts = []
+    if texts is not None:
+        left, singular, _ = randomized_svd(texts, min(max(RANKS), *texts.shape), random_state=seed)
+        starts.append(("texts", left * np.sqrt(singular)))
+    if texts is None or data.num_items <= MAX_EASE_ITEMS:
+        order = np.argsort(-np.square(linear.keys).sum(axis=0), kind="stable")
+        starts.append(("linear model", linear.keys[:, order[: max(RANKS)]]))
+    powers = HISTORY_POWERS if data.num_items <= MAX_EASE_ITEMS else HISTORY_POWERS[:1]
+    return [(name, initial, power) for name, initial in starts for power in powers]
+
+
+def _mixed(
+    method: str, name: str, models: list[MultinomialStart], linear: LinearStart, score: ValidationScore
+) -> WarmStart:
+    """The mean of multinomial models plus the linear part, whose share is chosen."""
+    power = models[0].power
+    keys = np.concatenate([model.vectors.double().numpy() for model in models], axis=1) / np.sqrt(len(models))
+    bias = np.mean([model.bias.double().numpy() for model in models], axis=0)
+    vectors = WarmStart(method, keys, keys, linear.text_weight, bias=bias, power=power)
+    added = WarmStart(method, linear.queries, linear.keys, linear.text_weight, power=power)
+    first, second = (one.scores(score.histories) for one in (vectors, added))
+    ratio = float(first.std() / max(second.std(), 1e-12))
+    found, share = max((score(first + share * ratio * second), -share) for share in LINEAR_SHARES)
+    share = -share
+    settings = {"item vectors from": name, "history power": power, "linear share": share}
+    start = WarmStart(method, keys, keys, linear.text_weight, settings, found, bias, power)
+    if share:
+        # as item tokens, both parts are of one size; the queries carry what they weigh
+        size = np.linalg.norm(keys, axis=1).mean() / max(np.linalg.norm(linear.keys, axis=1).mean(), 1e-12)
+        start.queries = np.concatenate([keys, share * ratio / size * linear.queries], axis=1)
+        start.keys = np.concatenate([keys, size * linear.keys], axis=1)
+        start.settings = {**linear.settings, **settings}
     return start
 
 
 def apply_warm_start(model: Any, start: WarmStart, seed: int = 0) -> None:
-    """Put a warm start into a model: all item tokens, the history term's queries, basis and scale.
+    """Put a warm start into a model: all item tokens, the item bias, the history term's queries, basis and scale.
 
     The r-dimensional vectors are rotated into the backbone's d dimensions by a random orthonormal basis and scaled so
     that item tokens have the spread of the vocabulary's embeddings.
 
     Args:
-        model: a CLLM4Rec model whose configuration has a history term of rank r, or none.
+        model: a CLLM4Rec model whose configuration has a history term of the warm start's rank and power, or none.
         start: the warm start.
         seed: seed of the rotation.
     """
@@ -136,69 +173,15 @@ def apply_warm_start(model: Any, start: WarmStart, seed: int = 0) -> None:
             head.history_queries.weight.copy_(queries / size_of_queries)
             head.history_basis.copy_(basis)
             head.log_history_scale.fill_(np.log(start.scale * size_of_queries / factor))
-
-
-def _fit_ease(
-    data: PreparedData, texts: csr_matrix | None, max_rank: int, evaluator: Evaluator, seed: int
-) -> WarmStart:
-    from sklearn.utils.extmath import randomized_svd
-
-    interactions = data.histories("train").to_csr().astype(np.float64)
-    gram = (interactions.T @ interactions).toarray()
-    text_gram = None if texts is None else (texts @ texts.T).toarray()
-    candidates_of_text = TEXT_WEIGHTS if text_gram is not None else (0.0,)
-    grid = [(weight, ridge) for weight in candidates_of_text for ridge in RIDGES]
-    best_score, text_weight, best_ridge, best_weights = -np.inf, 0.0, RIDGES[0], np.empty(0)
-    for weight, ridge in tqdm(grid, desc="Warm start", unit="fit", delay=2):
-        weights = solve_ease(gram + weight * text_gram if text_gram is not None else gram.copy(), ridge)
-        score = _score(evaluator, _LinearRanker(weights))
-        if score > best_score:
-            best_score, text_weight, best_ridge, best_weights = score, weight, ridge, weights
-    largest = min(max(RANKS), max_rank)
-    left, singular, right = randomized_svd(best_weights.astype(np.float64), largest, n_iter=7, random_state=seed)
-    root = np.sqrt(singular)
-    candidates = []
-    for rank in sorted({min(rank, largest) for rank in RANKS}):
-        queries, keys = left[:, :rank] * root[:rank], right[:rank].T * root[:rank]
-        score = _score(evaluator, _LinearRanker(queries, keys.T))
-        candidates.append(WarmStart("ease", queries, keys, text_weight, {"ridge": best_ridge, "rank": rank}, score))
-    return max(candidates, key=lambda candidate: candidate.score)
-
-
-def _fit_svd(
-    data: PreparedData, texts: csr_matrix | None, max_rank: int, evaluator: Evaluator, seed: int
-) -> WarmStart:
-    from sklearn.utils.extmath import randomized_svd
-
-    interactions = data.histories("train").to_csr().astype(np.float64)
-    activity = np.maximum(np.asarray(interactions.sum(axis=1)).ravel(), 1)
-    popularity = np.maximum(np.asarray(interactions.sum(axis=0)).ravel(), 1)
-    normalised = diags(activity**-0.5) @ interactions @ diags(popularity**-0.25)
-    normalised *= np.sqrt(data.num_items) / max(np.sqrt(normalised.power(2).sum()), 1e-12)
-    damping = popularity[:, None] ** -0.25
-    candidates = []
-    for weight in (0.0, 1.0, 3.0) if texts is not None else (0.0,):
-        stacked = normalised if texts is None else vstack([normalised, np.sqrt(weight) * texts.T])
-        largest = min(256, max_rank, min(stacked.shape) - 1)
-        _, singular, right = randomized_svd(stacked.tocsr(), largest, n_iter=4, random_state=seed)
-        for power in SINGULAR_POWERS:
-            for rank in sorted({min(rank, largest) for rank in RANKS}):
-                keys = right[:rank].T * singular[:rank] ** power
-                queries = damping * keys
-                score = _score(evaluator, _LinearRanker(queries, keys.T))
-                candidates.append(WarmStart("svd", queries, keys, weight, {"power": power, "rank": rank}, score))
-    return max(candidates, key=lambda candidate: candidate.score)
-
-
-def _score(evaluator: Evaluator, ranker: _LinearRanker) -> float:
-    return sum(evaluator.evaluate(ranker, bootstrap=False).metrics.values())
+        if head.item_bias is not None and start.bias is not None:
+            head.item_bias.copy_(torch.from_numpy(start.scale * start.bias))
 
 
 def _best_scale(data: PreparedData, start: WarmStart) -> float:
     """γ by the likelihood of the validation items under softmax(γ · score), one-dimensional and smooth."""
     train, validation = data.histories("train"), data.histories("validation")
     # a few copies of users x items scores are held at once
-    most_users = min(2000, max(50, _CELLS // data.num_items))
+    most_users = min(2000, max(100, CELLS // data.num_items))
     users = [u for u in range(data.num_users) if len(validation[u]) and len(train[u])][:most_users]
     if not users:
         return 1.0

@@ -5,9 +5,12 @@ import pytest
 import torch
 from datasets import Dataset
 
-from cllm4rec_hf import EASE, CLLM4RecForRecommendation, Evaluator, PreparedData
+from cllm4rec_hf import CLLM4RecForRecommendation, PreparedData
+from cllm4rec_hf.evaluation.validation_score import ValidationScore
 from cllm4rec_hf.trainers.calibration import calibrate_head
-from cllm4rec_hf.trainers.warm_start import apply_warm_start, fit_warm_start, item_text_matrix
+from cllm4rec_hf.trainers.linear_start import fit_ease
+from cllm4rec_hf.trainers.multinomial_start import _loss, fit_multinomial
+from cllm4rec_hf.trainers.warm_start import apply_warm_start, fit_warm_start, item_text_matrix, multinomial_ranks
 from tests.conftest import make_backbone
 from tests.trainers.parts import make_parts
 
@@ -44,24 +47,78 @@ def test_texts_that_share_no_word_are_no_text_rows(data):
     assert fit_warm_start(data, 16).text_weight == 0
 
 
-def test_full_rank_without_text_is_ease(data):
-    data.texts = data.texts.filter(lambda row: False, keep_in_memory=True)
-    assert item_text_matrix(data) is None
-    start = fit_warm_start(data, 512, "ease")
-    ease = EASE(start.settings["ridge"]).fit(data.histories("train"))
-    history = [data.histories("train")[4]]
+def test_the_linear_part_of_full_rank_is_ease_with_users_weighted_and_items_damped(data):
+    score = ValidationScore(data)
+    start = fit_ease(data, None, 512, score)
+    assert start.settings["rank"] == data.num_items - 1 and start.text_weight == 0
+    interactions = data.histories("train").to_csr().toarray().astype(float)
+    activity, popularity = interactions.sum(axis=1), np.maximum(interactions.sum(axis=0), 1)
+    gram = interactions.T @ np.diag((activity / activity.mean()) ** -0.5) @ interactions
+    inverse = np.linalg.inv(gram + start.settings["ridge"] * np.eye(data.num_items))
+    weights = -inverse / np.diag(inverse)
+    np.fill_diagonal(weights, 0)
+    expected = np.diag(popularity ** -start.settings["damping"]) @ weights
     # all singular values but the smallest are kept
-    assert start.settings["rank"] == data.num_items - 1
-    np.testing.assert_allclose(start.scores(history), ease.score(np.array([4]), history), atol=0.05)
-    best = max(
-        sum(
-            Evaluator(data, "validation")
-            .evaluate(EASE(r).fit(data.histories("train")), bootstrap=False)
-            .metrics.values()
-        )
-        for r in (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
+    smallest = np.linalg.svd(expected, compute_uv=False)[-1]
+    assert np.abs(start.queries @ start.keys.T - expected).max() <= smallest * 1.01 + 1e-5
+    assert start.score == pytest.approx(score(score.histories @ (start.queries @ start.keys.T)))
+
+
+def test_the_multinomial_part_minimizes_what_its_docstring_says(data):
+    """One step by hand: the gradient of the masked items' likelihood."""
+    train = data.histories("train").to_csr()
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(data.num_items, 3, generator=generator, dtype=torch.float64).float().requires_grad_()
+    bias = torch.randn(data.num_items, generator=generator).requires_grad_()
+    scale = torch.tensor(0.3, requires_grad=True)
+    loss = _loss(train[:4], vectors, bias, scale, 0.5, torch.Generator().manual_seed(5))
+    masked = torch.rand(train[:4].nnz, generator=torch.Generator().manual_seed(5)) < 0.5
+    expected, place = 0.0, 0
+    for user in range(4):
+        items = torch.from_numpy(train[user].indices.astype(np.int64))
+        hidden = masked[place : place + len(items)]
+        place += len(items)
+        rest = items[~hidden]
+        context = vectors[rest].sum(dim=0) / max(1, len(rest)) ** 0.5
+        log_p = torch.log_softmax(scale.exp() * (vectors @ context) + bias, dim=0)
+        expected = expected - log_p[items[hidden]].sum() / 4
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    ours = torch.autograd.grad(loss, [vectors, bias, scale])
+    theirs = torch.autograd.grad(expected, [vectors, bias, scale])
+    assert all(torch.allclose(x, y, atol=1e-5) for x, y in zip(ours, theirs, strict=True))
+
+
+def test_the_multinomial_part_keeps_its_best_state_and_scores_as_it_says(data):
+    score = ValidationScore(data)
+    initial = np.random.default_rng(0).normal(size=(data.num_items, 6))
+    start = fit_multinomial(data, initial, 1.0, score, seed=2)
+    assert start.steps > 0 and start.score == pytest.approx(score(start.scores(score.histories)), abs=1e-6)
+    history = score.histories[3].indices
+    expected = start.vectors[history].mean(dim=0) @ start.vectors.T + start.bias
+    torch.testing.assert_close(start.scores(score.histories[3])[0], expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(start.vectors, fit_multinomial(data, initial, 1.0, score, seed=2).vectors)
+    # better than where the items' popularity alone would be
+    assert start.score > score(start.bias.expand(len(score.users), -1))
+
+
+@pytest.mark.parametrize(
+    "size, ranks", [(576, (32, 64, 128)), (4096, (32, 64, 128)), (56, (4, 8, 16)), (2, (1, 1, 1))]
+)
+def test_ranks_leave_room_in_small_backbones(size, ranks):
+    assert multinomial_ranks(size) == ranks
+
+
+def test_the_parts_are_added_up(data):
+    start = fit_warm_start(data, 24)
+    lists = [data.histories("train")[user] for user in (0, 5)]
+    expected = np.stack(
+        [start.queries[items].sum(axis=0) / len(items) ** start.power @ start.keys.T for items in lists]
     )
-    assert start.score >= best - 0.2
+    np.testing.assert_allclose(start.scores(lists), expected + (0 if start.bias is None else start.bias), rtol=1e-9)
+    score = ValidationScore(data)
+    assert start.score == pytest.approx(score(start.scores(score.histories)), abs=1e-6)
+    linear = fit_ease(data, item_text_matrix(data), 24 - sum(multinomial_ranks(24)), score)
+    assert start.score >= linear.score
 
 
 @pytest.mark.parametrize("family", ["llama", "t5"])
@@ -69,7 +126,13 @@ def test_the_model_scores_as_the_warm_start_does(family, data):
     start = fit_warm_start(data, 16)
     rank = start.keys.shape[1]
     model = CLLM4RecForRecommendation.from_backbone(
-        make_backbone(family), data.num_users, data.num_items, history_rank=rank, logit_scale=1e-12
+        make_backbone(family),
+        data.num_users,
+        data.num_items,
+        history_rank=rank,
+        history_power=start.power,
+        item_bias=start.bias is not None,
+        logit_scale=1e-12,
     )
     apply_warm_start(model, start, seed=1)
     first = model.first_item_id

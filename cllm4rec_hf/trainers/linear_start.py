@@ -1,0 +1,127 @@
+"""The linear part of the warm start: an item-item model with text rows in closed form, factorized."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import csr_matrix, diags, vstack
+from tqdm.auto import tqdm
+
+from ..baselines.ease import solve_ease
+from ..data.prepared import PreparedData
+from ..evaluation.validation_score import ValidationScore
+
+# the closed form inverts a J x J matrix some thirty times while it chooses (1.8 s each at this size); beyond it a
+# sparse SVD takes over
+MAX_EASE_ITEMS = 5000
+
+RIDGES = (30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)
+TEXT_WEIGHTS = (0.0, 1.0, 3.0, 10.0, 30.0)
+RANKS = (32, 64, 128, 256, 512)
+SINGULAR_POWERS = (0.0, 0.5, 1.0)
+# powers of an item's popularity that its part in a history is divided by
+DAMPINGS = (0.0, 0.125, 0.25, 0.375)
+# a user of n items weighs n^-½ in the Gram matrix: one of 400 items has 160,000 pairs in it, one of 4 has 16
+USER_POWER = 0.5
+
+
+@dataclass
+class LinearStart:
+    """score of item j after history H: Σ_{i in H} q_i · z_j.
+
+    Args:
+        queries: [J, r] float64, q.
+        keys: [J, r] float64, z.
+        text_weight: weight w of the text rows.
+        settings: the other chosen numbers.
+        score: sum of the metrics on validation.
+    """
+
+    queries: np.ndarray
+    keys: np.ndarray
+    text_weight: float
+    settings: dict[str, float]
+    score: float
+
+
+def fit_ease(
+    data: PreparedData, texts: csr_matrix | None, max_rank: int, score: ValidationScore, seed: int = 0
+) -> LinearStart:
+    """EASE with text rows, users weighted and items damped, cut to a rank by a truncated SVD.
+
+    B = D^-g (I − P diag(P)⁻¹), P = (XᵀWX + w·TTᵀ + λI)⁻¹ (Steck 2019), W = the users' n^-½ over its mean, D the items'
+    popularity; B ≈ Q Zᵀ.
+
+    Args:
+        data: the prepared data.
+        texts: [J, V] rows of the items' texts, or None.
+        max_rank: highest rank.
+        score: what w, λ, g and the rank are chosen by, in this order.
+        seed: seed of the truncated SVD.
+    """
+    from sklearn.utils.extmath import randomized_svd
+
+    interactions = data.histories("train").to_csr().astype(np.float64)
+    activity, popularity = _degrees(interactions)
+    weighted = diags((activity / activity.mean()) ** (-USER_POWER / 2)) @ interactions
+    gram = (weighted.T @ weighted).toarray()
+    text_gram = None if texts is None else (texts @ texts.T).toarray()
+    grid = [(weight, ridge) for weight in (TEXT_WEIGHTS if texts is not None else (0.0,)) for ridge in RIDGES]
+    best, text_weight, ridge, weights = -np.inf, 0.0, RIDGES[0], np.empty(0)
+    for point in tqdm(grid, desc="Warm start", unit="fit", delay=2):
+        solved = solve_ease(gram + point[0] * text_gram if text_gram is not None else gram.copy(), point[1])
+        # with the damping that wins most often, so that one search follows the other
+        found = score(score.histories @ (popularity[:, None] ** -0.25 * solved))
+        if found > best:
+            best, (text_weight, ridge), weights = found, point, solved
+    damping = max(DAMPINGS, key=lambda power: score(score.histories @ (popularity[:, None] ** -power * weights)))
+    weights = popularity[:, None] ** -damping * weights
+    largest = min(max(RANKS), max_rank, data.num_items - 1)
+    left, singular, right = randomized_svd(weights, largest, n_iter=7, random_state=seed)
+    root = np.sqrt(singular)
+    candidates = []
+    for rank in sorted({min(rank, largest) for rank in RANKS}):
+        queries, keys = left[:, :rank] * root[:rank], right[:rank].T * root[:rank]
+        settings = {"ridge": ridge, "damping": damping, "rank": rank}
+        candidates.append(LinearStart(queries, keys, text_weight, settings, _validated(score, queries, keys)))
+    return max(candidates, key=lambda candidate: candidate.score)
+
+
+def fit_svd(
+    data: PreparedData, texts: csr_matrix | None, max_rank: int, score: ValidationScore, seed: int = 0
+) -> LinearStart:
+    """Truncated SVD of the stacked [D_u^-½ X D_i^-¼; √w Tᵀ]: z = V σ^p, q_i = popularity^-¼ z_i.
+
+    Args:
+        data: the prepared data.
+        texts: [J, V] rows of the items' texts, or None.
+        max_rank: highest rank.
+        score: what w, p and the rank are chosen by.
+        seed: seed of the truncated SVDs.
+    """
+    from sklearn.utils.extmath import randomized_svd
+
+    interactions = data.histories("train").to_csr().astype(np.float64)
+    activity, popularity = _degrees(interactions)
+    normalised = diags(activity**-0.5) @ interactions @ diags(popularity**-0.25)
+    normalised *= np.sqrt(data.num_items) / max(np.sqrt(normalised.power(2).sum()), 1e-12)
+    candidates = []
+    for weight in (0.0, 1.0, 3.0) if texts is not None else (0.0,):
+        stacked = normalised if texts is None else vstack([normalised, np.sqrt(weight) * texts.T])
+        largest = min(256, max_rank, min(stacked.shape) - 1)
+        _, singular, right = randomized_svd(stacked.tocsr(), largest, n_iter=4, random_state=seed)
+        for power in SINGULAR_POWERS:
+            for rank in sorted({min(rank, largest) for rank in RANKS}):
+                keys = right[:rank].T * singular[:rank] ** power
+                queries = popularity[:, None] ** -0.25 * keys
+                found = _validated(score, queries, keys)
+                candidates.append(LinearStart(queries, keys, weight, {"power": power, "rank": rank}, found))
+    return max(candidates, key=lambda candidate: candidate.score)
+
+
+def _degrees(interactions: csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+    """Items of each user and users of each item, at least 1."""
+    return tuple(np.maximum(np.asarray(interactions.sum(axis=axis)).ravel(), 1) for axis in (1, 0))
+
+
+def _validated(score: ValidationScore, queries: np.ndarray, keys: np.ndarray) -> float:
+    return score((score.histories @ queries) @ keys.T)

@@ -1,0 +1,119 @@
+"""The multinomial part of the warm start: item vectors that predict the masked items of a history from its rest."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix
+from torch import Tensor, nn
+
+from ..data.prepared import PreparedData
+from ..evaluation.validation_score import ValidationScore
+
+logger = logging.getLogger(__name__)
+
+# together two fifths of SmolLM2's 576 dimensions; models of several ranks err differently, and their mean wins
+RANKS = (32, 64, 128)
+# share of the backbone's dimensions that they may take
+LARGEST_SHARE = 0.5
+
+_MASKED = 0.5
+_BATCH = 100
+_LEARNING_RATE, _SCALE_RATE = 1e-3, 1e-2
+# looks at validation: every so many steps, or four times an epoch where that is less often
+_STEPS_BETWEEN, _PATIENCE = 20, 15
+_MOST_STEPS, _MOST_EPOCHS = 1500, 60
+
+
+@dataclass
+class MultinomialStart:
+    """score of item j after history H: |H|^-ν Σ_{i in H} z_i · z_j + b_j.
+
+    Args:
+        vectors: [J, r] float32, z.
+        bias: [J] float32, b.
+        power: ν.
+        score: sum of the metrics on validation.
+        steps: optimizer steps that led to it.
+    """
+
+    vectors: Tensor
+    bias: Tensor
+    power: float
+    score: float
+    steps: int
+
+    def scores(self, histories: csr_matrix) -> Tensor:
+        """Scores of the catalog, [B, J] float32, for histories [B, J]."""
+        lengths = np.maximum(np.diff(histories.indptr), 1).astype(np.float32)
+        sums = torch.from_numpy(np.asarray(histories @ self.vectors.numpy(), dtype=np.float32))
+        return (sums / torch.from_numpy(lengths[:, None] ** self.power)) @ self.vectors.T + self.bias
+
+
+def fit_multinomial(
+    data: PreparedData, initial: np.ndarray, power: float, score: ValidationScore, seed: int = 0
+) -> MultinomialStart:
+    """Minimize −Σ_{j masked} log softmax_j(γ |H|^-ν Σ_{i in H} z_i · z_j + b_j), H the unmasked items of a user.
+
+    It is the recommendation stage's loss for the history term alone: each item of a user is masked with probability ½,
+    anew each time. By Adam, stopped by validation. Where z starts from the items' texts and few steps are made, items
+    that few users have stay near those with similar texts.
+
+    Args:
+        data: the prepared data.
+        initial: [J, r] where z starts, on any scale.
+        power: ν.
+        score: what stops it.
+        seed: seed of masks and order.
+
+    Returns:
+        The best state that was looked at; γ is part of its vectors.
+    """
+    train = data.histories("train").to_csr()
+    users = np.flatnonzero(np.diff(train.indptr) > 1)
+    popularity = np.maximum(np.asarray(train.sum(axis=0)).ravel(), 1.0)
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.from_numpy(initial).float()
+    vectors = nn.Parameter(start / start.norm(dim=1).mean().clamp(min=1e-12))
+    bias = nn.Parameter(torch.from_numpy(np.log(popularity / popularity.sum())).float())
+    log_scale = nn.Parameter(torch.zeros(()))
+    groups: list[dict[str, Any]] = [{"params": [vectors, bias]}, {"params": [log_scale], "lr": _SCALE_RATE}]
+    optimizer = torch.optim.Adam(groups, lr=_LEARNING_RATE)
+    steps_an_epoch = max(1, -(-len(users) // _BATCH))
+    between = max(_STEPS_BETWEEN, steps_an_epoch // 4)
+    best = MultinomialStart(vectors.detach().clone(), bias.detach().clone(), power, -np.inf, 0)
+    step = waited = 0
+    while step < max(_MOST_STEPS, _MOST_EPOCHS * steps_an_epoch) and waited < _PATIENCE and len(users):
+        order = users[torch.randperm(len(users), generator=generator).numpy()]
+        for first in range(0, len(order), _BATCH):
+            loss = _loss(train[order[first : first + _BATCH]], vectors, bias, log_scale, power, generator)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            step += 1
+            if step % between == 0:
+                with torch.no_grad():
+                    state = MultinomialStart(vectors * (log_scale / 2).exp(), bias.clone(), power, -np.inf, step)
+                    state.score = score(state.scores(score.histories))
+                waited += 1
+                if state.score > best.score:
+                    best, waited = state, 0
+    logger.debug("Item vectors of rank %d, ν %g: %d steps, %.4f", initial.shape[1], power, best.steps, best.score)
+    return best
+
+
+def _loss(
+    histories: csr_matrix, vectors: Tensor, bias: Tensor, log_scale: Tensor, power: float, generator: torch.Generator
+) -> Tensor:
+    """Mean over users of the masked items' negative log-likelihood."""
+    rows = torch.from_numpy(np.repeat(np.arange(histories.shape[0]), np.diff(histories.indptr)))
+    items = torch.from_numpy(histories.indices.astype(np.int64))
+    masked = torch.rand(len(items), generator=generator) < _MASKED
+    kept_rows, kept = rows[~masked], items[~masked]
+    lengths = torch.zeros(histories.shape[0]).index_add_(0, kept_rows, torch.ones(len(kept)))
+    sums = torch.zeros(histories.shape[0], vectors.shape[1]).index_add(0, kept_rows, vectors[kept])
+    context = sums / lengths.clamp(min=1)[:, None] ** power * log_scale.exp()
+    logits = context @ vectors.T + bias
+    return -logits.log_softmax(dim=1)[rows[masked], items[masked]].sum() / histories.shape[0]
