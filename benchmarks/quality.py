@@ -220,6 +220,28 @@ def run_table(table: Table, raw: str | None = None, command: str = "") -> dict[s
     return summary
 
 
+def only(table: Table, names: str) -> Table:
+    """The table with some of its rows.
+
+    Args:
+        table: the table.
+        names: comma-separated labels.
+
+    Raises:
+        CLLM4RecError: if it has no such row, or one is made of another's checkpoint that is not named.
+    """
+    chosen = [name.strip() for name in names.split(",")]
+    labels = [method.label for method in table.methods]
+    unknown = [name for name in chosen if name not in labels]
+    if unknown:
+        raise CLLM4RecError(f"The table has no row {unknown[0]!r}; its rows are {', '.join(labels)}")
+    methods = tuple(method for method in table.methods if method.label in chosen)
+    for method in methods:
+        if method.checkpoint_of not in (None, *chosen):
+            raise CLLM4RecError(f"{method.label} is made of {method.checkpoint_of}'s checkpoint; name that row, too")
+    return dataclasses.replace(table, methods=methods)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a table; 0, 1 if a method failed, 2 for an error that the user can mend, 130 when interrupted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -228,6 +250,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--raw", metavar="DIR", help="directory of the raw files, where the data is yet to be prepared"
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="instead of the file's own")
+    parser.add_argument(
+        "--only", metavar="NAMES", help="comma-separated rows of the table to run now; what has finished is kept"
+    )
     parser.add_argument(
         "--quick", action="store_true", help="generated data and a tiny language model in place of the real ones"
     )
@@ -244,10 +269,13 @@ def main(arguments: list[str] | None = None) -> int:
             table = quick_table(table, options.output)
         elif options.output:
             table = dataclasses.replace(table, output=options.output)
+        if options.only:
+            table = only(table, options.only)
         # where files lie on this machine concerns nobody else
         config = options.config.name if options.config and options.config.is_absolute() else options.config
         named = [f"--config {config}"] if config else []
         named += ["--raw DIR"] if options.raw else []
+        named += [f'--only "{options.only}"'] if options.only else []
         named += ["--quick"] if options.quick else []
         summary = run_table(table, options.raw, " ".join(["python benchmarks/quality.py", *named]))
     except CLLM4RecError as error:

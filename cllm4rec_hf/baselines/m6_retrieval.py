@@ -86,7 +86,12 @@ class M6Retrieval(ArrayBaseline):
 
 
 def embed_texts(
-    texts: list[str], backbone: str, layers: list[int], max_length: int = 256, batch_size: int = 16
+    texts: list[str],
+    backbone: str,
+    layers: list[int],
+    max_length: int = 256,
+    batch_size: int = 16,
+    revision: str | None = None,
 ) -> dict[int, np.ndarray]:
     """Mean hidden states of texts under a pretrained language model.
 
@@ -96,6 +101,7 @@ def embed_texts(
         layers: numbers of blocks.
         max_length: words of a text that are read.
         batch_size: texts at once.
+        revision: revision of the model's Hub repository.
 
     Returns:
         For each layer [len(texts), d] float32; NaN for empty texts.
@@ -110,12 +116,12 @@ def embed_texts(
     from ..tokenization.base_tokenizer_cllm4rec import load_base
     from .neural import default_device
 
-    depth = load_backbone_config(_named(backbone)).num_hidden_layers
+    depth = load_backbone_config(_named(backbone), revision).num_hidden_layers
     if max(layers) > depth:
         raise ValueError(f"The backbone {backbone!r} has {depth} layers; got layer {max(layers)}")
-    tokenizer, _ = load_base(backbone, {}, with_rows=False)
+    tokenizer, _ = load_base(backbone, {"revision": revision} if revision else {}, with_rows=False)
     # one block more than is read: the last one's output passes through a final norm, the others' does not
-    loaded = load_backbone(backbone, num_layers=min(max(layers) + 1, depth), dtype=torch.float32)
+    loaded = load_backbone(backbone, revision, num_layers=min(max(layers) + 1, depth), dtype=torch.float32)
     model: Any = loaded.get_encoder() if loaded.config.is_encoder_decoder else loaded.base_model
     model.eval().to(default_device())
     ids = [tokenizer(text, truncation=True, max_length=max_length)["input_ids"] if text else [] for text in texts]

@@ -14,5 +14,5 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "llm-prerec": {"ranking_task": "collaborative", "recommendation_epochs": 0},
     # what the parts of the `default` preset are worth: texts in the warm start alone; its history term alone
     "no-content-lm": _NO_CONTENT_LM,
-    "no-lm": {**_NO_CONTENT_LM, "lm_term": False},
+    "no-lm": {**_NO_CONTENT_LM, "lm_term": False, "warm_start_lm": False},
 }

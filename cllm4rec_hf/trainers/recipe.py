@@ -29,6 +29,7 @@ from .content import ContentTrainer
 from .mutual_regularization import MutualRegularizationTrainer
 from .recommendation import RecommendationTrainer
 from .settings import SETTLED, RecipeSettings
+from .text_states import text_states
 from .tracking import RUNS_DIRECTORY, check_trackers, place_curves
 from .warm_start import WarmStart, fit_warm_start
 
@@ -177,7 +178,12 @@ class Recipe:
         settings = self.settings
         if settings.warm_start == "none":
             return None
-        return fit_warm_start(self.data, max_rank, settings.warm_start, settings.seed, settings.warm_start_texts)
+        # a backbone that starts at random knows nothing of the texts
+        reads = settings.warm_start_texts and settings.warm_start_lm and not settings.random_backbone
+        states = text_states(self.data, settings) if reads else None
+        return fit_warm_start(
+            self.data, max_rank, settings.warm_start, settings.seed, settings.warm_start_texts, states
+        )
 
     # ---- the stages
 

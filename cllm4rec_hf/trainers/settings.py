@@ -80,6 +80,7 @@ class RecipeSettings:
     )
     use_content: bool = _setting(True, "Whether there is a content LM: content warm-up and C-steps.")
     warm_start_texts: bool = _setting(True, "Whether the warm start reads the items' texts.")
+    warm_start_lm: bool = _setting(True, "Whether item vectors may start from the LM's hidden states of the texts.")
     reorder: bool = _setting(True, "Whether items come in random order in training; else oldest first.")
     lm_term: bool = _setting(True, "Whether the LM has a part in the item logits; else the history term ranks alone.")
     ranking_task: str = _setting(

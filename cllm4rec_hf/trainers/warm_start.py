@@ -1,5 +1,6 @@
 """Warm start of the item tables, the history term and the item bias; everything that is chosen is so on validation."""
 
+import dataclasses
 import logging
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,9 +63,17 @@ class WarmStart:
 
 
 def fit_warm_start(
-    data: PreparedData, max_rank: int, method: str = "auto", seed: int = 0, use_texts: bool = True
+    data: PreparedData,
+    max_rank: int,
+    method: str = "auto",
+    seed: int = 0,
+    use_texts: bool = True,
+    states: np.ndarray | None = None,
 ) -> WarmStart:
-    """Fit a linear and a multinomial item model on the training pairs, and add them up.
+    """Fit a linear and multinomial item models on the training pairs, and add them up.
+
+    Item vectors start from the items' TF-IDF, from the language model's states of their texts, or from the linear
+    model. What ranks best on validation is taken, TF-IDF and states together where that is better.
 
     Args:
         data: the prepared data.
@@ -72,6 +81,7 @@ def fit_warm_start(
         method: of the linear part: `ease`, `svd` or `auto` (`ease` for catalogs of up to 5,000 items).
         seed: seed of everything random.
         use_texts: whether the items' texts may have a part in it.
+        states: [J, d] a language model's representation of the items' texts, zeros for items without any; or None.
 
     Returns:
         The warm start that ranks best on validation.
@@ -83,11 +93,14 @@ def fit_warm_start(
     ranks = multinomial_ranks(max_rank)
     linear = (fit_ease if method == "ease" else fit_svd)(data, texts, max_rank - sum(ranks), score, seed)
     start = WarmStart(method, linear.queries, linear.keys, linear.text_weight, linear.settings, linear.score)
-    bar = tqdm(_starts(data, texts, linear, seed), desc="Item vectors", unit="start", delay=2)
-    for name, initial, power in bar:
-        models = [fit_multinomial(data, initial[:, :rank], power, score, seed) for rank in ranks]
-        candidate = _mixed(method, name, models, linear, score)
-        start = max(start, candidate, key=lambda one: one.score)
+    fitted: dict[tuple[str, float], list[MultinomialStart]] = {}
+    for name, initial, power in tqdm(_starts(data, texts, states, linear, seed), desc="Item vectors", delay=2):
+        fitted[name, power] = [fit_multinomial(data, initial[:, :rank], power, score, seed) for rank in ranks]
+    for power in HISTORY_POWERS:
+        if ("texts", power) in fitted and ("states", power) in fitted:
+            fitted["texts and states", power] = [*fitted["texts", power], *fitted["states", power]]
+    for (name, _), models in fitted.items():
+        start = max(start, _mixed(method, name, models, linear, max_rank, score), key=lambda one: one.score)
     start.scale = _best_scale(data, start)
     chosen = ", ".join(f"{name} {value}" for name, value in start.settings.items())
     logger.info(
@@ -104,15 +117,16 @@ def multinomial_ranks(max_rank: int) -> tuple[int, ...]:
 
 
 def _starts(
-    data: PreparedData, texts: csr_matrix | None, linear: LinearStart, seed: int
+    data: PreparedData, texts: csr_matrix | None, states: np.ndarray | None, linear: LinearStart, seed: int
 ) -> list[tuple[str, np.ndarray, float]]:
     """Where item vectors start from, [J, r] with the directions of most weight first, and powers ν."""
     from sklearn.utils.extmath import randomized_svd
 
     starts = []
-    if texts is not None:
-        left, singular, _ = randomized_svd(texts, min(max(RANKS), *texts.shape), random_state=seed)
-        starts.append(("texts", left * np.sqrt(singular)))
+    for name, rows in (("texts", texts), ("states", states)):
+        if rows is not None:
+            left, singular, _ = randomized_svd(rows, min(max(RANKS), *rows.shape), random_state=seed)
+            starts.append((name, left * np.sqrt(singular)))
     if texts is None or data.num_items <= MAX_EASE_ITEMS:
         order = np.argsort(-np.square(linear.keys).sum(axis=0), kind="stable")
         starts.append(("linear model", linear.keys[:, order[: max(RANKS)]]))
@@ -121,10 +135,12 @@ def _starts(
 
 
 def _mixed(
-    method: str, name: str, models: list[MultinomialStart], linear: LinearStart, score: ValidationScore
+    method: str, name: str, models: list[MultinomialStart], linear: LinearStart, max_rank: int, score: ValidationScore
 ) -> WarmStart:
-    """The mean of multinomial models plus the linear part, whose share is chosen."""
+    """The mean of multinomial models and the linear part by the share that ranks best, in the dimensions left."""
     power = models[0].power
+    room = max_rank - sum(model.vectors.shape[1] for model in models)
+    linear = dataclasses.replace(linear, queries=linear.queries[:, :room], keys=linear.keys[:, :room])
     keys = np.concatenate([model.vectors.double().numpy() for model in models], axis=1) / np.sqrt(len(models))
     bias = np.mean([model.bias.double().numpy() for model in models], axis=0)
     vectors = WarmStart(method, keys, keys, linear.text_weight, bias=bias, power=power)
