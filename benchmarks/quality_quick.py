@@ -15,7 +15,7 @@ _WORDS = (
 # what makes a run of CLLM4Rec short
 SHORT = {
     "content_epochs": 1, "pretraining_epochs": 1, "recommendation_epochs": 1, "max_length": 64, "max_text_length": 32,
-    "batch_size": 16, "gradient_accumulation_steps": 1,
+    "batch_size": 16, "gradient_accumulation_steps": 1, "warm_start_steps": 20,
 }  # fmt: skip
 
 

@@ -159,7 +159,7 @@ def prepared(tmp_path, interactions_file):
 # settings of a training run that takes seconds
 QUICK = {
     "max_length": 64, "max_text_length": 48, "content_epochs": 1, "pretraining_epochs": 1, "recommendation_epochs": 2,
-    "batch_size": 8, "gradient_accumulation_steps": 1, "dtype": "float32",
+    "batch_size": 8, "gradient_accumulation_steps": 1, "dtype": "float32", "warm_start_steps": 20,
 }  # fmt: skip
 
 

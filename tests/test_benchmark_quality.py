@@ -108,6 +108,21 @@ def test_a_training_configuration_gives_its_settings_to_a_method(tmp_path):
     assert table.seeds == (Seed(4, 4), Seed(98765, 1))
 
 
+def test_some_rows_of_a_table_can_be_run_alone(tmp_path):
+    from quality import only
+    from quality_config import read_table
+
+    ours = {"name": "ours", "cllm4rec": {"backbone": "b"}}
+    made = {"baseline": "cllm4rec-emb", "checkpoint_of": "ours"}
+    table = read_table(write(tmp_path / "table.yaml", methods=[{"baseline": "ease"}, ours, made]))
+    assert [method.label for method in only(table, "ours, EASE").methods] == ["EASE", "ours"]
+    assert only(table, "ours,CLLM4Rec-Emb").seeds == table.seeds
+    with pytest.raises(CLLM4RecError, match="no row 'EAZE'; its rows are EASE, ours, CLLM4Rec-Emb"):
+        only(table, "EAZE")
+    with pytest.raises(CLLM4RecError, match="CLLM4Rec-Emb is made of ours's checkpoint; name that row, too"):
+        only(table, "CLLM4Rec-Emb")
+
+
 @pytest.mark.parametrize(
     ("values", "told"),
     [

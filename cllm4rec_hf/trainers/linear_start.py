@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import csr_matrix, diags, vstack
+from scipy.sparse import csr_matrix, diags
 from tqdm.auto import tqdm
 
 from ..baselines.ease import solve_ease
+from ..baselines.text_svd import MAX_RANK, factorize
 from ..data.prepared import PreparedData
 from ..evaluation.validation_score import ValidationScore
 
@@ -98,20 +99,14 @@ def fit_svd(
         score: what w, p and the rank are chosen by.
         seed: seed of the truncated SVDs.
     """
-    from sklearn.utils.extmath import randomized_svd
-
-    interactions = data.histories("train").to_csr().astype(np.float64)
-    activity, popularity = _degrees(interactions)
-    normalised = diags(activity**-0.5) @ interactions @ diags(popularity**-0.25)
-    normalised *= np.sqrt(data.num_items) / max(np.sqrt(normalised.power(2).sum()), 1e-12)
+    histories = data.histories("train")
+    _, popularity = _degrees(histories.to_csr())
     candidates = []
     for weight in (0.0, 1.0, 3.0) if texts is not None else (0.0,):
-        stacked = normalised if texts is None else vstack([normalised, np.sqrt(weight) * texts.T])
-        largest = min(256, max_rank, min(stacked.shape) - 1)
-        _, singular, right = randomized_svd(stacked.tocsr(), largest, n_iter=4, random_state=seed)
+        singular, right = factorize(histories, texts, weight, min(MAX_RANK, max_rank), seed)
         for power in SINGULAR_POWERS:
-            for rank in sorted({min(rank, largest) for rank in RANKS}):
-                keys = right[:rank].T * singular[:rank] ** power
+            for rank in sorted({min(rank, len(singular)) for rank in RANKS}):
+                keys = right[:, :rank] * singular[:rank] ** power
                 queries = popularity[:, None] ** -0.25 * keys
                 found = _validated(score, queries, keys)
                 candidates.append(LinearStart(queries, keys, weight, {"power": power, "rank": rank}, found))

@@ -53,7 +53,12 @@ class MultinomialStart:
 
 
 def fit_multinomial(
-    data: PreparedData, initial: np.ndarray, power: float, score: ValidationScore, seed: int = 0
+    data: PreparedData,
+    initial: np.ndarray,
+    power: float,
+    score: ValidationScore,
+    seed: int = 0,
+    most_steps: int | None = None,
 ) -> MultinomialStart:
     """Minimize −Σ_{j masked} log softmax_j(γ |H|^-ν Σ_{i in H} z_i · z_j + b_j), H the unmasked items of a user.
 
@@ -67,6 +72,7 @@ def fit_multinomial(
         power: ν.
         score: what stops it.
         seed: seed of masks and order.
+        most_steps: bound on optimizer steps; by default 1,500 or 60 epochs, whichever is more.
 
     Returns:
         The best state that was looked at; γ is part of its vectors.
@@ -83,9 +89,11 @@ def fit_multinomial(
     optimizer = torch.optim.Adam(groups, lr=_LEARNING_RATE)
     steps_an_epoch = max(1, -(-len(users) // _BATCH))
     between = max(_STEPS_BETWEEN, steps_an_epoch // 4)
+    if most_steps is None:
+        most_steps = max(_MOST_STEPS, _MOST_EPOCHS * steps_an_epoch)
     best = MultinomialStart(vectors.detach().clone(), bias.detach().clone(), power, -np.inf, 0)
     step = waited = 0
-    while step < max(_MOST_STEPS, _MOST_EPOCHS * steps_an_epoch) and waited < _PATIENCE and len(users):
+    while step < most_steps and waited < _PATIENCE and len(users):
         order = users[torch.randperm(len(users), generator=generator).numpy()]
         for first in range(0, len(order), _BATCH):
             loss = _loss(train[order[first : first + _BATCH]], vectors, bias, log_scale, power, generator)
@@ -100,6 +108,8 @@ def fit_multinomial(
                 waited += 1
                 if state.score > best.score:
                     best, waited = state, 0
+            if step == most_steps or waited == _PATIENCE:
+                break
     logger.debug("Item vectors of rank %d, ν %g: %d steps, %.4f", initial.shape[1], power, best.steps, best.score)
     return best
 

@@ -182,7 +182,13 @@ class Recipe:
         reads = settings.warm_start_texts and settings.warm_start_lm and not settings.random_backbone
         states = text_states(self.data, settings) if reads else None
         return fit_warm_start(
-            self.data, max_rank, settings.warm_start, settings.seed, settings.warm_start_texts, states
+            self.data,
+            max_rank,
+            settings.warm_start,
+            settings.seed,
+            settings.warm_start_texts,
+            states,
+            settings.warm_start_steps,
         )
 
     # ---- the stages

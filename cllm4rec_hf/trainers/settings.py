@@ -81,6 +81,9 @@ class RecipeSettings:
     use_content: bool = _setting(True, "Whether there is a content LM: content warm-up and C-steps.")
     warm_start_texts: bool = _setting(True, "Whether the warm start reads the items' texts.")
     warm_start_lm: bool = _setting(True, "Whether item vectors may start from the LM's hidden states of the texts.")
+    warm_start_steps: int | None = _setting(
+        None, "Most optimizer steps of item vectors in the warm start; 0 leaves its linear part alone."
+    )
     reorder: bool = _setting(True, "Whether items come in random order in training; else oldest first.")
     lm_term: bool = _setting(True, "Whether the LM has a part in the item logits; else the history term ranks alone.")
     ranking_task: str = _setting(
@@ -137,6 +140,8 @@ class RecipeSettings:
         ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise CLLM4RecError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.warm_start_steps is not None and self.warm_start_steps < 0:
+            raise CLLM4RecError(f"warm_start_steps must be 0 or more, got {self.warm_start_steps}")
         if self.quantization not in (None, "int8", "int4"):
             raise CLLM4RecError(f"quantization must be int8 or int4, or left out; got {self.quantization!r}")
         schedules = [str(schedule.value) for schedule in SchedulerType]

@@ -34,9 +34,10 @@ def text_states(data: PreparedData, settings: Any) -> np.ndarray | None:
     documents = item_documents(data)
     if not any(documents):
         return None
-    depth = load_backbone_config(settings.backbone, settings.backbone_revision, settings.num_layers).num_hidden_layers
+    config = load_backbone_config(settings.backbone, settings.backbone_revision, settings.num_layers)
     # the last block's output passes through a final norm, the others' does not
-    layer = min(_LAYER, max(1, depth - 1))
+    layer = min(_LAYER, max(1, config.num_hidden_layers - 1))
     length = min(_LONGEST_TEXT, max(_SHORTEST_TEXT, _WORDS // data.num_items))
+    length = min(length, getattr(config, "max_position_embeddings", None) or length)
     means = embed_texts(documents, settings.backbone, [layer], length, revision=settings.backbone_revision)[layer]
     return np.nan_to_num(means - np.nanmean(means, axis=0))

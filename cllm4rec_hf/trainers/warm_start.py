@@ -69,6 +69,7 @@ def fit_warm_start(
     seed: int = 0,
     use_texts: bool = True,
     states: np.ndarray | None = None,
+    most_steps: int | None = None,
 ) -> WarmStart:
     """Fit a linear and multinomial item models on the training pairs, and add them up.
 
@@ -82,6 +83,7 @@ def fit_warm_start(
         seed: seed of everything random.
         use_texts: whether the items' texts may have a part in it.
         states: [J, d] a language model's representation of the items' texts, zeros for items without any; or None.
+        most_steps: bound on the optimizer steps of a multinomial model, see `fit_multinomial`; 0 does without them.
 
     Returns:
         The warm start that ranks best on validation.
@@ -90,12 +92,15 @@ def fit_warm_start(
         method = "ease" if data.num_items <= MAX_EASE_ITEMS else "svd"
     score = ValidationScore(data, seed)
     texts = item_text_matrix(data) if use_texts else None
-    ranks = multinomial_ranks(max_rank)
+    ranks = () if most_steps == 0 else multinomial_ranks(max_rank)
     linear = (fit_ease if method == "ease" else fit_svd)(data, texts, max_rank - sum(ranks), score, seed)
     start = WarmStart(method, linear.queries, linear.keys, linear.text_weight, linear.settings, linear.score)
     fitted: dict[tuple[str, float], list[MultinomialStart]] = {}
-    for name, initial, power in tqdm(_starts(data, texts, states, linear, seed), desc="Item vectors", delay=2):
-        fitted[name, power] = [fit_multinomial(data, initial[:, :rank], power, score, seed) for rank in ranks]
+    starts = [] if most_steps == 0 else _starts(data, texts, states, linear, seed)
+    for name, initial, power in tqdm(starts, desc="Item vectors", unit="start", delay=2):
+        fitted[name, power] = [
+            fit_multinomial(data, initial[:, :rank], power, score, seed, most_steps) for rank in ranks
+        ]
     for power in HISTORY_POWERS:
         if ("texts", power) in fitted and ("states", power) in fitted:
             fitted["texts and states", power] = [*fitted["texts", power], *fitted["states", power]]

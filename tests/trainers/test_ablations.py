@@ -28,7 +28,7 @@ from tests.trainers.parts import make_parts
 
 QUICK = {
     "max_length": 64, "max_text_length": 40, "content_epochs": 1, "pretraining_epochs": 1, "recommendation_epochs": 1,
-    "batch_size": 24, "gradient_accumulation_steps": 1, "backbone_learning_rate": 1e-3,
+    "batch_size": 24, "gradient_accumulation_steps": 1, "backbone_learning_rate": 1e-3, "warm_start_steps": 20,
 }  # fmt: skip
 BACKBONE_TRAINS = ("llm-scratch", "llm-ftall")
 

@@ -30,7 +30,7 @@ def test_texts_are_those_of_training_with_rows_of_norm_one(data):
 
 @pytest.mark.parametrize("method", ["ease", "svd"])
 def test_it_is_deterministic_and_ranks_better_than_chance(method, data):
-    first, second = (fit_warm_start(data, 16, method, seed=3) for _ in range(2))
+    first, second = (fit_warm_start(data, 16, method, seed=3, most_steps=40) for _ in range(2))
     assert np.array_equal(first.queries, second.queries) and np.array_equal(first.keys, second.keys)
     assert first.keys.shape == first.queries.shape and first.keys.shape[0] == data.num_items
     assert first.method == method and first.keys.shape[1] <= 16
@@ -44,7 +44,7 @@ def test_texts_that_share_no_word_are_no_text_rows(data):
     rows = [{"kind": "item", "user": None, "item": k, "text": f"吉他{chr(0x4E00 + k)}"} for k in range(data.num_items)]
     data.texts = Dataset.from_list(rows)
     assert item_text_matrix(data) is None
-    assert fit_warm_start(data, 16).text_weight == 0
+    assert fit_warm_start(data, 16, most_steps=40).text_weight == 0
 
 
 def test_the_linear_part_of_full_rank_is_ease_with_users_weighted_and_items_damped(data):
@@ -109,7 +109,7 @@ def test_ranks_leave_room_in_small_backbones(size, ranks):
 
 
 def test_the_parts_are_added_up(data):
-    start = fit_warm_start(data, 24)
+    start = fit_warm_start(data, 24, most_steps=60)
     lists = [data.histories("train")[user] for user in (0, 5)]
     expected = np.stack(
         [start.queries[items].sum(axis=0) / len(items) ** start.power @ start.keys.T for items in lists]
@@ -123,7 +123,7 @@ def test_the_parts_are_added_up(data):
 
 @pytest.mark.parametrize("family", ["llama", "t5"])
 def test_the_model_scores_as_the_warm_start_does(family, data):
-    start = fit_warm_start(data, 16)
+    start = fit_warm_start(data, 16, most_steps=40)
     rank = start.keys.shape[1]
     model = CLLM4RecForRecommendation.from_backbone(
         make_backbone(family),
@@ -147,12 +147,12 @@ def test_the_model_scores_as_the_warm_start_does(family, data):
 
 
 def test_it_sees_no_test_pair(data):
-    start = fit_warm_start(data, 16)
+    start = fit_warm_start(data, 16, most_steps=40)
     table = data.interactions.data.table.to_pandas()
     # other items in the test split: nothing of the warm start may change
     table.loc[table["split"] == "test", "item"] = 0
     data.interactions = Dataset.from_pandas(table, preserve_index=False)
-    again = fit_warm_start(data, 16)
+    again = fit_warm_start(data, 16, most_steps=40)
     assert np.array_equal(start.queries, again.queries) and start.scale == again.scale
 
 
