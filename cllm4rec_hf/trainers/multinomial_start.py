@@ -25,6 +25,8 @@ _LEARNING_RATE, _SCALE_RATE = 1e-3, 1e-2
 # looks at validation: every so many steps, or four times an epoch where that is less often
 _STEPS_BETWEEN, _PATIENCE = 20, 15
 _MOST_STEPS, _MOST_EPOCHS = 1500, 60
+# users x items whose logits are computed in all: some minutes on two cores
+_MOST_CELLS = 30_000_000_000
 
 
 @dataclass
@@ -72,7 +74,7 @@ def fit_multinomial(
         power: ν.
         score: what stops it.
         seed: seed of masks and order.
-        most_steps: bound on optimizer steps; by default 1,500 or 60 epochs, whichever is more.
+        most_steps: bound on optimizer steps; by default 1,500 or 60 epochs, or fewer for large catalogs.
 
     Returns:
         The best state that was looked at; γ is part of its vectors.
@@ -88,9 +90,10 @@ def fit_multinomial(
     groups: list[dict[str, Any]] = [{"params": [vectors, bias]}, {"params": [log_scale], "lr": _SCALE_RATE}]
     optimizer = torch.optim.Adam(groups, lr=_LEARNING_RATE)
     steps_an_epoch = max(1, -(-len(users) // _BATCH))
-    between = max(_STEPS_BETWEEN, steps_an_epoch // 4)
     if most_steps is None:
-        most_steps = max(_MOST_STEPS, _MOST_EPOCHS * steps_an_epoch)
+        affordable = max(_STEPS_BETWEEN, _MOST_CELLS // (_BATCH * data.num_items))
+        most_steps = min(max(_MOST_STEPS, _MOST_EPOCHS * steps_an_epoch), affordable)
+    between = max(_STEPS_BETWEEN, min(steps_an_epoch // 4, most_steps // 10))
     best = MultinomialStart(vectors.detach().clone(), bias.detach().clone(), power, -np.inf, 0)
     step = waited = 0
     while step < most_steps and waited < _PATIENCE and len(users):
