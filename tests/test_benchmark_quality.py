@@ -342,6 +342,7 @@ def in_process(monkeypatch):
     monkeypatch.setattr(quality.subprocess, "run", run)
 
 
+@pytest.mark.slow
 def test_the_quick_form_runs_and_does_not_run_again(tmp_path, capsys, in_process):
     import quality
 

@@ -144,7 +144,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(stage, settings_file, tmp_
     assert (tmp_path / "broken" / "model.safetensors").read_bytes() == expected
 
 
-@pytest.mark.parametrize("family", ["gpt2", "t5"])
+@pytest.mark.parametrize("family", ["gpt2", pytest.param("t5", marks=pytest.mark.slow)])
 def test_the_road_is_the_same_for_other_families(family, prepared, base_tokenizer, tmp_path, capsys):
     make_backbone(family, vocab_size=len(base_tokenizer) + 6).save_pretrained(tmp_path / "other")
     base_tokenizer.save_pretrained(tmp_path / "other")

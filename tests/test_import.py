@@ -49,6 +49,7 @@ assert PIPELINE_REGISTRY.check_task("recommendation")[1]["impl"] is cllm4rec_hf.
 """
 
 
+@pytest.mark.slow
 def test_auto_classes_know_it_in_any_order_of_imports():
     code = f"""
 import os, sys, traceback, torch, accelerate, datasets, sklearn, transformers.configuration_utils

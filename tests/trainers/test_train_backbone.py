@@ -56,6 +56,7 @@ def test_it_has_a_learning_rate_of_its_own(base_tokenizer, tmp_path):
     assert rates == {"content": 0.01, "backbone": 1e-3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["content", "collaborative", "recommendation"])
 def test_gradients_of_its_weights_are_the_same_by_every_way_of_attending(stage, base_tokenizer):
     found = []
@@ -76,6 +77,7 @@ def test_gradients_of_its_weights_are_the_same_by_every_way_of_attending(stage, 
             torch.testing.assert_close(other[name], gradient, atol=2e-4, rtol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "t5"])
 def test_computing_activations_again_changes_nothing(family, base_tokenizer, tmp_path):
     ends = []
@@ -109,6 +111,7 @@ def test_it_is_saved_with_the_tables_and_comes_back_exactly(family, base_tokeniz
     assert not any(parameter.requires_grad for parameter in loaded.backbone.parameters())
 
 
+@pytest.mark.slow
 def test_resuming_gives_the_same_weights_to_the_last_bit(base_tokenizer, tmp_path):
     settings = SETTINGS | {"save_strategy": "steps", "save_steps": 1, "save_total_limit": None}
     whole = parts_that_train(base_tokenizer)
