@@ -101,7 +101,7 @@ class TextSVD(ArrayBaseline):
     def _cut(self, factors: tuple[np.ndarray, np.ndarray], histories: Histories) -> "TextSVD":
         singular, right = (part[..., : self.rank] for part in factors)
         self.vectors = (right * singular**self.power).astype(np.float32)
-        self.damping = (_counts(histories.to_csr(), axis=0) ** -0.25).astype(np.float32)
+        self.damping = (interaction_counts(histories.to_csr(), axis=0) ** -0.25).astype(np.float32)
         return self
 
 
@@ -123,9 +123,8 @@ def factorize(
     from sklearn.utils.extmath import randomized_svd
 
     interactions = histories.to_csr().astype(np.float64)
-    scaled = (
-        diags(_counts(interactions, axis=1) ** -0.5) @ interactions @ diags(_counts(interactions, axis=0) ** -0.25)
-    )
+    activity, popularity = (interaction_counts(interactions, axis) for axis in (1, 0))
+    scaled = diags(activity**-0.5) @ interactions @ diags(popularity**-0.25)
     scaled *= np.sqrt(histories.num_items) / max(np.sqrt(scaled.power(2).sum()), 1e-12)
     stacked = scaled if texts is None or not text_weight else vstack([scaled, np.sqrt(text_weight) * texts.T])
     rank = min(rank, *stacked.shape)
@@ -133,6 +132,6 @@ def factorize(
     return singular, right.T
 
 
-def _counts(interactions: csr_matrix, axis: int) -> np.ndarray:
+def interaction_counts(interactions: csr_matrix, axis: int) -> np.ndarray:
     """Interactions of each item (axis 0) or user (axis 1), at least 1, float64."""
     return np.maximum(np.asarray(interactions.sum(axis=axis), dtype=np.float64).ravel(), 1.0)

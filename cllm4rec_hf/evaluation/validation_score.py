@@ -20,7 +20,7 @@ class ValidationScore:
         cells: bound on users x items.
 
     Raises:
-        CLLM4RecError: if no user has both training and validation items.
+        CLLM4RecError: if no user has validation items.
     """
 
     def __init__(self, data: PreparedData, seed: int = 0, cells: int = CELLS):

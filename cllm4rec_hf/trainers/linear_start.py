@@ -7,7 +7,8 @@ from scipy.sparse import csr_matrix, diags
 from tqdm.auto import tqdm
 
 from ..baselines.ease import solve_ease
-from ..baselines.text_svd import MAX_RANK, factorize
+from ..baselines.selection import is_main_process
+from ..baselines.text_svd import MAX_RANK, factorize, interaction_counts
 from ..data.prepared import PreparedData
 from ..evaluation.validation_score import ValidationScore
 
@@ -62,13 +63,13 @@ def fit_ease(
     from sklearn.utils.extmath import randomized_svd
 
     interactions = data.histories("train").to_csr().astype(np.float64)
-    activity, popularity = _degrees(interactions)
+    activity, popularity = (interaction_counts(interactions, axis) for axis in (1, 0))
     weighted = diags((activity / activity.mean()) ** (-USER_POWER / 2)) @ interactions
     gram = (weighted.T @ weighted).toarray()
     text_gram = None if texts is None else (texts @ texts.T).toarray()
     grid = [(weight, ridge) for weight in (TEXT_WEIGHTS if texts is not None else (0.0,)) for ridge in RIDGES]
     best, text_weight, ridge, weights = -np.inf, 0.0, RIDGES[0], np.empty(0)
-    for point in tqdm(grid, desc="Warm start", unit="fit", delay=2):
+    for point in tqdm(grid, desc="Warm start", unit="fit", delay=2, disable=not is_main_process()):
         solved = solve_ease(gram + point[0] * text_gram if text_gram is not None else gram.copy(), point[1])
         # with the damping that wins most often, so that one search follows the other
         found = score(score.histories @ (popularity[:, None] ** -0.25 * solved))
@@ -100,7 +101,7 @@ def fit_svd(
         seed: seed of the truncated SVDs.
     """
     histories = data.histories("train")
-    _, popularity = _degrees(histories.to_csr())
+    popularity = interaction_counts(histories.to_csr(), axis=0)
     candidates = []
     for weight in (0.0, 1.0, 3.0) if texts is not None else (0.0,):
         singular, right = factorize(histories, texts, weight, min(MAX_RANK, max_rank), seed)
@@ -111,11 +112,6 @@ def fit_svd(
                 found = _validated(score, queries, keys)
                 candidates.append(LinearStart(queries, keys, weight, {"power": power, "rank": rank}, found))
     return max(candidates, key=lambda candidate: candidate.score)
-
-
-def _degrees(interactions: csr_matrix) -> tuple[np.ndarray, np.ndarray]:
-    """Items of each user and users of each item, at least 1."""
-    return tuple(np.maximum(np.asarray(interactions.sum(axis=axis)).ravel(), 1) for axis in (1, 0))
 
 
 def _validated(score: ValidationScore, queries: np.ndarray, keys: np.ndarray) -> float:

@@ -9,6 +9,7 @@ import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
+from ..baselines.text_svd import interaction_counts
 from ..data.prepared import PreparedData
 from ..evaluation.validation_score import ValidationScore
 
@@ -81,7 +82,7 @@ def fit_multinomial(
     """
     train = data.histories("train").to_csr()
     users = np.flatnonzero(np.diff(train.indptr) > 1)
-    popularity = np.maximum(np.asarray(train.sum(axis=0)).ravel(), 1.0)
+    popularity = interaction_counts(train, axis=0)
     generator = torch.Generator().manual_seed(seed)
     start = torch.from_numpy(initial).float()
     vectors = nn.Parameter(start / start.norm(dim=1).mean().clamp(min=1e-12))

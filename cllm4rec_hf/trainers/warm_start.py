@@ -12,6 +12,7 @@ from scipy.sparse import csr_matrix
 from scipy.special import logsumexp
 from tqdm.auto import tqdm
 
+from ..baselines.selection import is_main_process
 from ..data.item_texts import item_text_matrix
 from ..data.prepared import Histories, PreparedData
 from ..evaluation.validation_score import CELLS, ValidationScore
@@ -97,7 +98,9 @@ def fit_warm_start(
     start = WarmStart(method, linear.queries, linear.keys, linear.text_weight, linear.settings, linear.score)
     fitted: dict[tuple[str, float], list[MultinomialStart]] = {}
     starts = [] if most_steps == 0 else _starts(data, texts, states, linear, seed)
-    for name, initial, power in tqdm(starts, desc="Item vectors", unit="start", delay=2):
+    for name, initial, power in tqdm(
+        starts, desc="Item vectors", unit="start", delay=2, disable=not is_main_process()
+    ):
         fitted[name, power] = [
             fit_multinomial(data, initial[:, :rank], power, score, seed, most_steps) for rank in ranks
         ]
