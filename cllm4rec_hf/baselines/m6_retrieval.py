@@ -9,7 +9,8 @@ from ..data.item_texts import item_documents
 from ..data.prepared import Histories, PreparedData
 from ..errors import DataError
 from .base import ArrayBaseline
-from .selection import Selection, is_main_process, select
+from .selection import Selection, select
+from .text_encoder import embed_texts
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,8 @@ class M6Retrieval(ArrayBaseline):
             ValueError: if the backbone is not named, or has fewer blocks than `layer`.
         """
         model = cls(**settings)
-        return model._fit(embed_texts(_documents(data), model.backbone, [model.layer], model.max_length)[model.layer])
+        documents, name = _documents(data), _named(model.backbone)
+        return model._fit(embed_texts(documents, name, [model.layer], model.max_length)[model.layer])
 
     @classmethod
     def choose(cls, data: PreparedData, seed: int = 0, grid: Any = None, **settings: Any) -> Selection:
@@ -83,63 +85,6 @@ class M6Retrieval(ArrayBaseline):
         centred = means - np.nanmean(means, axis=0)
         self.vectors = _normalised(np.nan_to_num(centred)).astype(np.float32)
         return self
-
-
-def embed_texts(
-    texts: list[str],
-    backbone: str,
-    layers: list[int],
-    max_length: int = 256,
-    batch_size: int = 16,
-    revision: str | None = None,
-) -> dict[int, np.ndarray]:
-    """Mean hidden states of texts under a pretrained language model.
-
-    Args:
-        texts: the texts; empty ones have no mean.
-        backbone: the model's name.
-        layers: numbers of blocks.
-        max_length: words of a text that are read.
-        batch_size: texts at once.
-        revision: revision of the model's Hub repository.
-
-    Returns:
-        For each layer [len(texts), d] float32; NaN for empty texts.
-
-    Raises:
-        ValueError: if the backbone is not named, or has fewer blocks.
-    """
-    import torch
-    from tqdm.auto import tqdm
-
-    from ..modeling.backbone_cllm4rec import load_backbone, load_backbone_config
-    from ..tokenization.base_tokenizer_cllm4rec import load_base
-    from .neural import default_device
-
-    depth = load_backbone_config(_named(backbone), revision).num_hidden_layers
-    if max(layers) > depth:
-        raise ValueError(f"The backbone {backbone!r} has {depth} layers; got layer {max(layers)}")
-    tokenizer, _ = load_base(backbone, {"revision": revision} if revision else {}, with_rows=False)
-    # one block more than is read: the last one's output passes through a final norm, the others' does not
-    loaded = load_backbone(backbone, revision, num_layers=min(max(layers) + 1, depth), dtype=torch.float32)
-    model: Any = loaded.get_encoder() if loaded.config.is_encoder_decoder else loaded.base_model
-    model.eval().to(default_device())
-    ids = [tokenizer(text, truncation=True, max_length=max_length)["input_ids"] if text else [] for text in texts]
-    filled = sorted((k for k in range(len(texts)) if ids[k]), key=lambda k: len(ids[k]))
-    means = {layer: np.full((len(texts), model.config.hidden_size), np.nan, dtype=np.float32) for layer in layers}
-    starts = range(0, len(filled), batch_size)
-    for start in tqdm(starts, desc="Embedding texts", unit="batch", delay=2, disable=not is_main_process()):
-        batch = filled[start : start + batch_size]
-        rows = [torch.tensor(ids[k]) for k in batch]
-        words = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)
-        mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-        mask = mask.to(model.device)
-        with torch.no_grad():
-            states = model(input_ids=words, attention_mask=mask, output_hidden_states=True).hidden_states
-        weights = mask[..., None] / mask.sum(dim=1)[:, None, None]
-        for layer in means:
-            means[layer][batch] = (states[layer] * weights).sum(dim=1).float().cpu().numpy()
-    return means
 
 
 def _documents(data: PreparedData) -> list[str]:

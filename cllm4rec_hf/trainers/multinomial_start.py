@@ -15,10 +15,8 @@ from ..evaluation.validation_score import ValidationScore
 
 logger = logging.getLogger(__name__)
 
-# together two fifths of SmolLM2's 576 dimensions; models of several ranks err differently, and their mean wins
+# models of several ranks err differently, and their mean wins
 RANKS = (32, 64, 128)
-# share of the backbone's dimensions that they may take
-LARGEST_SHARE = 0.5
 
 _MASKED = 0.5
 _BATCH = 100
@@ -116,6 +114,24 @@ def fit_multinomial(
                 break
     logger.debug("Item vectors of rank %d, ν %g: %d steps, %.4f", initial.shape[1], power, best.steps, best.score)
     return best
+
+
+def mean_of(models: list[MultinomialStart], rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors and bias that score as the mean of models does, cut to a rank by a truncated SVD.
+
+    The mean of the models' z zᵀ is positive semi-definite, so its best approximation of a rank has such vectors, too.
+
+    Args:
+        models: models of one power ν.
+        rank: highest rank.
+
+    Returns:
+        z, [J, r] float64, the directions of most weight first, and b, [J] float64.
+    """
+    vectors = torch.cat([model.vectors.double() for model in models], dim=1).numpy() / np.sqrt(len(models))
+    bias = np.mean([model.bias.double().numpy() for model in models], axis=0)
+    left, singular, _ = np.linalg.svd(vectors, full_matrices=False)
+    return left[:, :rank] * singular[:rank], bias
 
 
 def _loss(

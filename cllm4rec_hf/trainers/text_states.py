@@ -4,25 +4,32 @@ import logging
 from typing import Any
 
 import numpy as np
+import torch
 
-from ..baselines.m6_retrieval import embed_texts
+from ..baselines.text_encoder import TextEncoder
 from ..data.item_texts import item_documents
 from ..data.prepared import PreparedData
-from ..modeling.backbone_cllm4rec import load_backbone_config
+from ..modeling.backbone_cllm4rec import has_bfloat16, load_backbone_config
 
 logger = logging.getLogger(__name__)
 
 # blocks that the words pass through: deeper states of a causal model turn to the next word
 _LAYER = 6
-_LONGEST_TEXT, _SHORTEST_TEXT = 256, 32
+# words that are read at once
+_WINDOW = 256
+_LONGEST_TEXT, _SHORTEST_TEXT = 2048, 32
 # words that are read in all, as far as the shortest text allows: a minute or two of SmolLM2-135M on two cores
 _WORDS = 300_000
+# variances are taken to be at least this share of the largest: below it lies rounding
+_LEAST_VARIANCE = 1e-6
 
 
 def text_states(data: PreparedData, settings: Any) -> np.ndarray | None:
-    """Mean hidden state of each item's texts, less the mean over the items.
+    """Whitened mean hidden state of each item's texts, in which rare words weigh more.
 
-    Hidden states share one large direction, which would drown everything else.
+    A word's state counts with the word's inverse document frequency, as in TF-IDF. Hidden states share one large
+    direction and vary in few; less their mean over the items and divided by the words' standard deviation along each
+    principal direction, all directions count alike.
 
     Args:
         data: the prepared data.
@@ -37,7 +44,45 @@ def text_states(data: PreparedData, settings: Any) -> np.ndarray | None:
     config = load_backbone_config(settings.backbone, settings.backbone_revision, settings.num_layers)
     # the last block's output passes through a final norm, the others' does not
     layer = min(_LAYER, max(1, config.num_hidden_layers - 1))
+    dtype = torch.bfloat16 if has_bfloat16() else torch.float32
+    encoder = TextEncoder(settings.backbone, [layer], settings.backbone_revision, dtype)
     length = min(_LONGEST_TEXT, max(_SHORTEST_TEXT, _WORDS // data.num_items))
-    length = min(length, getattr(config, "max_position_embeddings", None) or length)
-    means = embed_texts(documents, settings.backbone, [layer], length, revision=settings.backbone_revision)[layer]
-    return np.nan_to_num(means - np.nanmean(means, axis=0))
+    ids = encoder.tokenize(documents, length)
+    has_text = np.array([bool(row) for row in ids])
+    window = min(_WINDOW, getattr(config, "max_position_embeddings", None) or _WINDOW)
+    means, mean, covariance = _weighted_means(ids, encoder, layer, window)
+    variances, directions = np.linalg.eigh(covariance - np.outer(mean, mean))
+    deviations = np.sqrt(np.maximum(variances, _LEAST_VARIANCE * variances[-1]).clip(min=1e-12))
+    states = (means - means[has_text].mean(axis=0)) @ directions / deviations
+    return np.where(has_text[:, None], states, 0).astype(np.float32)
+
+
+def _weighted_means(ids: list[list[int]], encoder: TextEncoder, layer: int, window: int) -> tuple[np.ndarray, ...]:
+    """IDF-weighted mean states [J, d] of each item, mean [d] and second moment [d, d] over all words, float64."""
+    weights = _inverse_document_frequencies(ids)
+    # longer texts are read window by window
+    windows = [
+        (item, row[first : first + window]) for item, row in enumerate(ids) for first in range(0, len(row), _WINDOW)
+    ]
+    size = encoder.hidden_size
+    sums, totals = torch.zeros(len(ids), size, dtype=torch.float64), torch.zeros(len(ids), dtype=torch.float64)
+    second = torch.zeros(size, size, dtype=torch.float64)
+    for numbers, mask, states in encoder.read([words for _, words in windows]):
+        rows = states[layer][mask].float().cpu()
+        items = torch.tensor([windows[number][0] for number in numbers for _ in windows[number][1]])
+        weight = torch.tensor([weights[word] for number in numbers for word in windows[number][1]])[:, None]
+        weighted = rows * weight
+        sums.index_add_(0, items, weighted.double())
+        totals.index_add_(0, items, weight[:, 0].double())
+        second += (weighted.T @ rows).double()
+    means = sums / totals.clamp(min=1e-12)[:, None]
+    return means.numpy(), (sums.sum(dim=0) / totals.sum()).numpy(), (second / totals.sum()).numpy()
+
+
+def _inverse_document_frequencies(ids: list[list[int]]) -> dict[int, float]:
+    """1 + log((1 + J) / (1 + n)) of each word, n the items in whose texts it occurs."""
+    counts: dict[int, int] = {}
+    for row in ids:
+        for word in set(row):
+            counts[word] = counts.get(word, 0) + 1
+    return {word: float(1 + np.log((1 + len(ids)) / (1 + count))) for word, count in counts.items()}

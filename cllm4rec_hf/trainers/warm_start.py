@@ -1,6 +1,5 @@
 """Warm start of the item tables, the history term and the item bias; everything that is chosen is so on validation."""
 
-import dataclasses
 import logging
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,12 +16,15 @@ from ..data.item_texts import item_text_matrix
 from ..data.prepared import Histories, PreparedData
 from ..evaluation.validation_score import CELLS, ValidationScore
 from .linear_start import MAX_EASE_ITEMS, LinearStart, fit_ease, fit_svd
-from .multinomial_start import LARGEST_SHARE, RANKS, MultinomialStart, fit_multinomial
+from .multinomial_start import RANKS, MultinomialStart, fit_multinomial, mean_of
 
 logger = logging.getLogger(__name__)
 
 # powers of a history's length that its sum is divided by: the mean for 1, and in between evidence adds up slowly
 HISTORY_POWERS = (0.5, 1.0)
+# of the multinomial part, as far as that leaves half of the backbone's dimensions to the linear part; more changed no
+# score
+MULTINOMIAL_RANK = 224
 # the linear part's spread over the multinomial part's
 LINEAR_SHARES = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 
@@ -74,8 +76,8 @@ def fit_warm_start(
 ) -> WarmStart:
     """Fit a linear and multinomial item models on the training pairs, and add them up.
 
-    Item vectors start from the items' TF-IDF, from the language model's states of their texts, or from the linear
-    model. What ranks best on validation is taken, TF-IDF and states together where that is better.
+    Item vectors start from the items' TF-IDF and, in models of their own that are averaged with these, from the
+    language model's states of the texts; or from the linear model. What ranks best on validation is taken.
 
     Args:
         data: the prepared data.
@@ -93,22 +95,26 @@ def fit_warm_start(
         method = "ease" if data.num_items <= MAX_EASE_ITEMS else "svd"
     score = ValidationScore(data, seed)
     texts = item_text_matrix(data) if use_texts else None
-    ranks = () if most_steps == 0 else multinomial_ranks(max_rank)
-    linear = (fit_ease if method == "ease" else fit_svd)(data, texts, max_rank - sum(ranks), score, seed)
+    rank = multinomial_rank(max_rank)
+    room = max_rank if most_steps == 0 else max_rank - rank
+    linear = (fit_ease if method == "ease" else fit_svd)(data, texts, room, score, seed)
     start = WarmStart(method, linear.queries, linear.keys, linear.text_weight, linear.settings, linear.score)
     fitted: dict[tuple[str, float], list[MultinomialStart]] = {}
     starts = [] if most_steps == 0 else _starts(data, texts, states, linear, seed)
     for name, initial, power in tqdm(
         starts, desc="Item vectors", unit="start", delay=2, disable=not is_main_process()
     ):
+        widths = sorted({min(width, initial.shape[1]) for width in RANKS})
         fitted[name, power] = [
-            fit_multinomial(data, initial[:, :rank], power, score, seed, most_steps) for rank in ranks
+            fit_multinomial(data, initial[:, :width], power, score, seed, most_steps) for width in widths
         ]
     for power in HISTORY_POWERS:
         if ("texts", power) in fitted and ("states", power) in fitted:
-            fitted["texts and states", power] = [*fitted["texts", power], *fitted["states", power]]
+            # not left to validation, which takes one of them by chance where both are about as good
+            both = [*fitted.pop(("texts", power)), *fitted.pop(("states", power))]
+            fitted["texts and states", power] = both
     for (name, _), models in fitted.items():
-        start = max(start, _mixed(method, name, models, linear, max_rank, score), key=lambda one: one.score)
+        start = max(start, _mixed(method, name, models, linear, rank, score), key=lambda one: one.score)
     start.scale = _best_scale(data, start)
     chosen = ", ".join(f"{name} {value}" for name, value in start.settings.items())
     logger.info(
@@ -118,10 +124,9 @@ def fit_warm_start(
     return start
 
 
-def multinomial_ranks(max_rank: int) -> tuple[int, ...]:
-    """Ranks of the multinomial models, fewer where the backbone has few dimensions."""
-    share = min(1.0, LARGEST_SHARE * max_rank / sum(RANKS))
-    return tuple(max(1, int(rank * share)) for rank in RANKS)
+def multinomial_rank(max_rank: int) -> int:
+    """Rank of the multinomial part beside a linear part, which has the dimensions left."""
+    return min(MULTINOMIAL_RANK, max(1, max_rank // 2))
 
 
 def _starts(
@@ -143,14 +148,11 @@ def _starts(
 
 
 def _mixed(
-    method: str, name: str, models: list[MultinomialStart], linear: LinearStart, max_rank: int, score: ValidationScore
+    method: str, name: str, models: list[MultinomialStart], linear: LinearStart, rank: int, score: ValidationScore
 ) -> WarmStart:
-    """The mean of multinomial models and the linear part by the share that ranks best, in the dimensions left."""
+    """The mean of multinomial models and the linear part by the share that ranks best."""
     power = models[0].power
-    room = max_rank - sum(model.vectors.shape[1] for model in models)
-    linear = dataclasses.replace(linear, queries=linear.queries[:, :room], keys=linear.keys[:, :room])
-    keys = np.concatenate([model.vectors.double().numpy() for model in models], axis=1) / np.sqrt(len(models))
-    bias = np.mean([model.bias.double().numpy() for model in models], axis=0)
+    keys, bias = mean_of(models, rank)
     vectors = WarmStart(method, keys, keys, linear.text_weight, bias=bias, power=power)
     added = WarmStart(method, linear.queries, linear.keys, linear.text_weight, power=power)
     first, second = (one.scores(score.histories) for one in (vectors, added))

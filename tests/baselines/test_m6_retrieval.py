@@ -6,7 +6,8 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from cllm4rec_hf.baselines.m6_retrieval import M6Retrieval, embed_texts
+from cllm4rec_hf.baselines.m6_retrieval import M6Retrieval
+from cllm4rec_hf.baselines.text_encoder import embed_texts
 from tests.conftest import make_backbone, train_base_tokenizer
 
 from .planted import planted

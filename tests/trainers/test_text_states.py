@@ -1,5 +1,6 @@
 """Item vectors that start from the language model's states of the items' texts."""
 
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,8 +8,9 @@ import pytest
 from datasets import Dataset
 
 from cllm4rec_hf import PreparedData
-from cllm4rec_hf.baselines.m6_retrieval import embed_texts
+from cllm4rec_hf.baselines.text_encoder import TextEncoder
 from cllm4rec_hf.data.item_texts import item_documents
+from cllm4rec_hf.trainers import text_states as text_states_module
 from cllm4rec_hf.trainers import warm_start
 from cllm4rec_hf.trainers.linear_start import LinearStart
 from cllm4rec_hf.trainers.recipe import Recipe
@@ -32,14 +34,37 @@ def settings(request, tmp_path_factory):
     return SimpleNamespace(backbone=str(directory), backbone_revision=None, num_layers=None)
 
 
-def test_states_are_centred_means_and_zero_without_text(data, settings):
-    rows = [{"kind": "item", "user": None, "item": k, "text": f"guitar pedal {k}"} for k in range(1, data.num_items)]
+def states_by_hand(documents, settings, layer, window):
+    """Each word's state of every item, read alone, beside the word."""
+    encoder = TextEncoder(settings.backbone, [layer])
+    read = []
+    for words in encoder.tokenize(documents, 2048):
+        parts = [words[first : first + window] for first in range(0, len(words), window)]
+        states = [next(iter(encoder.read([part])))[2][layer][0].numpy() for part in parts]
+        read.append((words, np.concatenate(states) if states else np.zeros((0, encoder.hidden_size))))
+    return read
+
+
+def test_states_are_whitened_means_in_which_rare_words_weigh_more(data, settings, monkeypatch):
+    monkeypatch.setattr(text_states_module, "_WINDOW", 4)
+    monkeypatch.setattr(text_states_module, "has_bfloat16", lambda: False)
+    texts = [f"great guitar strings {'pedal ' * (k % 5)} comedy noisy {k}" for k in range(data.num_items)]
+    rows = [{"kind": "item", "user": None, "item": k, "text": texts[k]} for k in range(1, data.num_items)]
     data.texts = Dataset.from_list(rows)
     states = text_states(data, settings)
     assert states.shape[0] == data.num_items and not states[0].any()
     # two layers: the last one's output would have passed through a norm
-    means = embed_texts(item_documents(data), settings.backbone, [1])[1]
-    np.testing.assert_allclose(states[1:], means[1:] - means[1:].mean(axis=0), atol=1e-4)
+    read = states_by_hand(item_documents(data), settings, 1, 4)
+    occurs = Counter(word for words, _ in read for word in set(words))
+    weights = [
+        np.array([1 + np.log((1 + data.num_items) / (1 + occurs[word])) for word in words]) for words, _ in read
+    ]
+    means = np.stack([w @ h / w.sum() for w, (_, h) in zip(weights[1:], read[1:], strict=True)])
+    words = np.cov(np.concatenate([h for _, h in read]).T, aweights=np.concatenate(weights), bias=True)
+    # whitening makes distances those of Mahalanobis, under the words' covariance
+    centred = means - means.mean(axis=0)
+    expected = centred @ np.linalg.pinv(words, rcond=1e-5, hermitian=True) @ centred.T
+    np.testing.assert_allclose(states[1:] @ states[1:].T, expected, atol=2e-2 * np.abs(expected).max())
 
 
 def test_without_texts_there_are_no_states(data, settings):
@@ -47,7 +72,7 @@ def test_without_texts_there_are_no_states(data, settings):
     assert text_states(data, settings) is None
 
 
-def test_states_that_know_the_tastes_are_chosen_over_texts_that_do_not(data, monkeypatch):
+def test_states_that_know_the_tastes_help_where_texts_do_not(data, monkeypatch):
     """Two tastes: items of one half lie together, and neither the texts nor the linear model say so."""
     nothing = np.zeros((data.num_items, 1))
     monkeypatch.setattr(warm_start, "fit_ease", lambda *_: LinearStart(nothing, nothing, 0.0, {}, 0.0))
@@ -57,7 +82,7 @@ def test_states_that_know_the_tastes_are_chosen_over_texts_that_do_not(data, mon
     noise = np.random.default_rng(0).normal(size=(data.num_items, 24)) * 0.05
     states = np.where(half, 1.0, -1.0)[:, None] + noise
     with_states, without = (fit_warm_start(data, 24, states=given, most_steps=60) for given in (states, None))
-    assert "states" in with_states.settings["item vectors from"] and with_states.score > without.score
+    assert with_states.settings["item vectors from"] == "texts and states" and with_states.score > without.score
     assert "states" not in without.settings["item vectors from"]
 
 

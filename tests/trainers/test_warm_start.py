@@ -9,8 +9,14 @@ from cllm4rec_hf import CLLM4RecForRecommendation, PreparedData
 from cllm4rec_hf.evaluation.validation_score import ValidationScore
 from cllm4rec_hf.trainers.calibration import calibrate_head
 from cllm4rec_hf.trainers.linear_start import fit_ease
-from cllm4rec_hf.trainers.multinomial_start import _loss, fit_multinomial
-from cllm4rec_hf.trainers.warm_start import apply_warm_start, fit_warm_start, item_text_matrix, multinomial_ranks
+from cllm4rec_hf.trainers.multinomial_start import MultinomialStart, _loss, fit_multinomial, mean_of
+from cllm4rec_hf.trainers.warm_start import (
+    WarmStart,
+    apply_warm_start,
+    fit_warm_start,
+    item_text_matrix,
+    multinomial_rank,
+)
 from tests.conftest import make_backbone
 from tests.trainers.parts import make_parts
 
@@ -101,11 +107,26 @@ def test_the_multinomial_part_keeps_its_best_state_and_scores_as_it_says(data):
     assert start.score > score(start.bias.expand(len(score.users), -1))
 
 
-@pytest.mark.parametrize(
-    "size, ranks", [(576, (32, 64, 128)), (4096, (32, 64, 128)), (56, (4, 8, 16)), (2, (1, 1, 1))]
-)
-def test_ranks_leave_room_in_small_backbones(size, ranks):
-    assert multinomial_ranks(size) == ranks
+@pytest.mark.parametrize(("size", "rank"), [(576, 224), (4096, 224), (56, 28), (2, 1)])
+def test_the_multinomial_part_leaves_room_in_small_backbones(size, rank):
+    assert multinomial_rank(size) == rank
+
+
+def test_the_mean_of_models_scores_as_their_mean_and_its_cut_is_the_best_of_its_rank(data):
+    generator = torch.Generator().manual_seed(0)
+    models = []
+    for rank in (2, 3):
+        vectors = torch.randn(data.num_items, rank, generator=generator)
+        models.append(MultinomialStart(vectors, torch.randn(data.num_items, generator=generator), 0.5, 0.0, 1))
+    histories = data.histories("train").to_csr()
+    vectors, bias = mean_of(models, 5)
+    scores = WarmStart("ease", vectors, vectors, 0.0, bias=bias, power=0.5).scores(histories)
+    expected = (models[0].scores(histories) + models[1].scores(histories)) / 2
+    np.testing.assert_allclose(scores, expected, atol=1e-4)
+    cut, _ = mean_of(models, 2)
+    values, directions = np.linalg.eigh(vectors @ vectors.T)
+    best = directions[:, -2:] * values[-2:] @ directions[:, -2:].T
+    np.testing.assert_allclose(cut @ cut.T, best, atol=1e-8)
 
 
 def test_the_parts_are_added_up(data):
@@ -117,7 +138,7 @@ def test_the_parts_are_added_up(data):
     np.testing.assert_allclose(start.scores(lists), expected + (0 if start.bias is None else start.bias), rtol=1e-9)
     score = ValidationScore(data)
     assert start.score == pytest.approx(score(start.scores(score.histories)), abs=1e-6)
-    linear = fit_ease(data, item_text_matrix(data), 24 - sum(multinomial_ranks(24)), score)
+    linear = fit_ease(data, item_text_matrix(data), 24 - multinomial_rank(24), score)
     assert start.score >= linear.score
 
 
