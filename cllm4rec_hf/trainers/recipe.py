@@ -11,7 +11,7 @@ import torch
 import yaml
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..card import LOG_FILE, SETTINGS_FILE, about_run, write_card
@@ -151,6 +151,8 @@ class Recipe:
         self.catalog = Catalog.from_prepared(self.data, settings.include_histories)
         start = self._warm_start(backbone.hidden_size)
         self.model, self.tokenizer = build(settings, self.data, backbone, start)
+        if start is not None and settings.pretraining_epochs and settings.recommendation_epochs:
+            self._keep_start()
         self.prompts = PromptBuilder(self.tokenizer, self.model.config.is_encoder_decoder)
         histories = self.data.histories("train")
         length, seed = settings.max_length, settings.seed
@@ -253,15 +255,49 @@ class Recipe:
             evaluator=Evaluator(self.data, split="validation"),
             **self._parts(),
         )
+        self._calibrate(trainer, settings.initial_lm_share if not settings.pretraining_epochs else None)
+        return trainer
+
+    def _calibrate(self, trainer: RecommendationTrainer, lm_share: float | None) -> None:
         with trainer.whole_backbone():
             calibrate_head(
-                self.model,
-                self.recommendation,
-                self.recommendation_collator,
-                settings.initial_lm_share if not settings.pretraining_epochs else None,
-                seed=settings.seed,
+                self.model, self.recommendation, self.recommendation_collator, lm_share, seed=self.settings.seed
             )
-        return trainer
+
+    # ---- the warm start's own state, which pretraining may make worse
+
+    @property
+    def _start_file(self) -> Path:
+        return self.output / STAGES_DIRECTORY / "start.safetensors"
+
+    def _ranking_state(self) -> dict[str, Any]:
+        """A copy of the item tokens and of what learns in the head."""
+        parts = ("collaborative_item_embeddings.", "item_head.")
+        learned = {name: x.detach() for name, x in self.model.named_parameters() if x.requires_grad}
+        return {name: x.to("cpu", copy=True).contiguous() for name, x in learned.items() if name.startswith(parts)}
+
+    def _keep_start(self) -> None:
+        if self.processes.is_main_process and not self._start_file.is_file():
+            self._start_file.parent.mkdir(parents=True, exist_ok=True)
+            beside = self._start_file.with_suffix(".part")
+            save_file(self._ranking_state(), beside)
+            beside.replace(self._start_file)
+        self.processes.wait_for_everyone()
+
+    def _choose_start(self, trainer: RecommendationTrainer) -> None:
+        """Give item tokens and head back what the warm start gave them, where that ranks better on validation."""
+        pretrained, state = trainer.evaluate()["eval_score"], self._ranking_state()
+        self.model.load_state_dict(load_file(self._start_file), strict=False)
+        self._calibrate(trainer, self.settings.initial_lm_share)
+        started = trainer.evaluate()["eval_score"]
+        better = started > pretrained
+        logger.info(
+            "Validation score %.4f after pretraining, %.4f by the warm start: %s goes on",
+            pretrained, started, "the warm start" if better else "pretraining",
+        )  # fmt: skip
+        if not better:
+            self.model.load_state_dict(state, strict=False)
+            self._calibrate(trainer, None)
 
     def _arguments(self, directory: Path, epochs: float | None, learning_rate: float | None) -> dict[str, Any]:
         settings, stage = self.settings, directory.name.partition("-")[2]
@@ -297,6 +333,8 @@ class Recipe:
             # of an attempt that came to nothing
             shutil.rmtree(self.output / RUNS_DIRECTORY / name, ignore_errors=True)
         place_curves(trainer, self.output / RUNS_DIRECTORY, name)
+        if name == "recommendation" and last is None and self._start_file.is_file():
+            self._choose_start(trainer)
         with logging_redirect_tqdm():
             trainer.train(resume_from_checkpoint=last)
         self.history[name] = trainer.state.log_history
