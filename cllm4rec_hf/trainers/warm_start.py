@@ -76,8 +76,8 @@ def fit_warm_start(
 ) -> WarmStart:
     """Fit a linear and multinomial item models on the training pairs, and add them up.
 
-    Item vectors start from the items' TF-IDF and, in models of their own that are averaged with these, from the
-    language model's states of the texts; or from the linear model. What ranks best on validation is taken.
+    Item vectors start from the items' TF-IDF, from TF-IDF and, in models of their own that are averaged with these,
+    from the language model's states of the texts, or from the linear model. What ranks best on validation is taken.
 
     Args:
         data: the prepared data.
@@ -110,9 +110,8 @@ def fit_warm_start(
         ]
     for power in HISTORY_POWERS:
         if ("texts", power) in fitted and ("states", power) in fitted:
-            # not left to validation, which takes one of them by chance where both are about as good
-            both = [*fitted.pop(("texts", power)), *fitted.pop(("states", power))]
-            fitted["texts and states", power] = both
+            # states alone do not compete: where validation preferred them to both together, it did so by chance
+            fitted["texts and states", power] = [*fitted["texts", power], *fitted.pop(("states", power))]
     for (name, _), models in fitted.items():
         start = max(start, _mixed(method, name, models, linear, rank, score), key=lambda one: one.score)
     start.scale = _best_scale(data, start)
