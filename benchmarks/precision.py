@@ -1,6 +1,6 @@
 """Quality, time and memory of the `default` recipe on a backbone in float32, bfloat16, int8 and int4.
 
-    python benchmarks/precision.py --data PREPARED [--backbone NAME_OR_PATH] [--num-layers 6] [--epochs 1 2 5]
+    python benchmarks/precision.py --data PREPARED [--backbone NAME_OR_PATH] [--num-layers 6] [--epochs 0.2 1 2]
 
 Each precision trains, is evaluated and is measured in a process of its own. The tables that were
 trained on a quantized backbone are evaluated on it and on the same backbone in bfloat16.
@@ -55,13 +55,14 @@ def run(precision: str, options: argparse.Namespace) -> dict[str, Any]:
     from cllm4rec_hf.trainers.recipe import Recipe
     from cllm4rec_hf.trainers.settings import RecipeSettings
 
-    content, pretraining, recommendation = options.epochs
+    stages = ("content_epochs", "pretraining_epochs", "recommendation_epochs")
+    epochs = {} if options.epochs is None else dict(zip(stages, options.epochs, strict=True))
     with tempfile.TemporaryDirectory() as output:
         settings = RecipeSettings(
             data=options.data, output=output, backbone=options.backbone, num_layers=options.num_layers,
             quantization=precision if precision.startswith("int") else None, seed=options.seed,
             dtype="float32" if precision == "fp32" else "bfloat16",
-            content_epochs=content, pretraining_epochs=pretraining, recommendation_epochs=recommendation,
+            **epochs,
         )  # fmt: skip
         recipe = Recipe(settings)
         start = time.perf_counter()
@@ -89,7 +90,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="directory that `cllm4rec prepare` wrote")
     parser.add_argument("--backbone", default=BACKBONE)
     parser.add_argument("--num-layers", type=int, default=6)
-    parser.add_argument("--epochs", type=float, nargs=3, default=(1, 2, 5), help="of the three stages")
+    parser.add_argument("--epochs", type=float, nargs=3, help="of the three stages; by default the preset's")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--split", choices=("validation", "test"), default="test")
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
@@ -99,9 +100,8 @@ def main() -> None:
     if options.run:
         Path(options.result).write_text(json.dumps(run(options.run, options)))
         return
-    print(
-        f"{options.backbone}, {options.num_layers} layers, epochs {options.epochs}, {os.cpu_count()} cores", flush=True
-    )
+    epochs = "of the preset" if options.epochs is None else options.epochs
+    print(f"{options.backbone}, {options.num_layers} layers, epochs {epochs}, {os.cpu_count()} cores", flush=True)
     header = ("trained in", "evaluated in", *METRICS, "training s", "backbone MB", "peak MB")
     widths = (10, 12, 23, 23, 23, 10, 11, 7)
     print("  ".join(name.rjust(width) for name, width in zip(header, widths, strict=True)), flush=True)

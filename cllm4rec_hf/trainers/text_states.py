@@ -1,6 +1,5 @@
 """What the backbone makes of the items' texts: a start for item vectors, and so for item tokens."""
 
-import logging
 from typing import Any
 
 import numpy as np
@@ -9,9 +8,8 @@ import torch
 from ..baselines.text_encoder import TextEncoder
 from ..data.item_texts import item_documents
 from ..data.prepared import PreparedData
-from ..modeling.backbone_cllm4rec import has_bfloat16, load_backbone_config
-
-logger = logging.getLogger(__name__)
+from ..modeling.backbone_cllm4rec import load_backbone_config
+from .building import choose_dtype
 
 # blocks that the words pass through: deeper states of a causal model turn to the next word
 _LAYER = 6
@@ -33,10 +31,10 @@ def text_states(data: PreparedData, settings: Any) -> np.ndarray | None:
 
     Args:
         data: the prepared data.
-        settings: the run's; `backbone`, `backbone_revision` and `num_layers` are read.
+        settings: the run's; `backbone`, `backbone_revision`, `num_layers` and `dtype` are read.
 
     Returns:
-        [J, d] float32, zeros for items without text; None when there are no texts at all.
+        [J, d] float32, zeros for items without text; None when there are no words at all.
     """
     documents = item_documents(data)
     if not any(documents):
@@ -44,11 +42,13 @@ def text_states(data: PreparedData, settings: Any) -> np.ndarray | None:
     config = load_backbone_config(settings.backbone, settings.backbone_revision, settings.num_layers)
     # the last block's output passes through a final norm, the others' does not
     layer = min(_LAYER, max(1, config.num_hidden_layers - 1))
-    dtype = torch.bfloat16 if has_bfloat16() else torch.float32
+    dtype = choose_dtype(settings.dtype)
     encoder = TextEncoder(settings.backbone, [layer], settings.backbone_revision, dtype)
     length = min(_LONGEST_TEXT, max(_SHORTEST_TEXT, _WORDS // data.num_items))
     ids = encoder.tokenize(documents, length)
     has_text = np.array([bool(row) for row in ids])
+    if not has_text.any():
+        return None
     window = min(_WINDOW, getattr(config, "max_position_embeddings", None) or _WINDOW)
     means, mean, covariance = _weighted_means(ids, encoder, layer, window)
     variances, directions = np.linalg.eigh(covariance - np.outer(mean, mean))

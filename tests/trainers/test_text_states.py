@@ -31,7 +31,7 @@ def settings(request, tmp_path_factory):
     tokenizer = train_base_tokenizer()
     make_backbone(request.param, vocab_size=len(tokenizer) + 6).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    return SimpleNamespace(backbone=str(directory), backbone_revision=None, num_layers=None)
+    return SimpleNamespace(backbone=str(directory), backbone_revision=None, num_layers=None, dtype="float32")
 
 
 def states_by_hand(documents, settings, layer, window):
@@ -47,7 +47,6 @@ def states_by_hand(documents, settings, layer, window):
 
 def test_states_are_whitened_means_in_which_rare_words_weigh_more(data, settings, monkeypatch):
     monkeypatch.setattr(text_states_module, "_WINDOW", 4)
-    monkeypatch.setattr(text_states_module, "has_bfloat16", lambda: False)
     texts = [f"great guitar strings {'pedal ' * (k % 5)} comedy noisy {k}" for k in range(data.num_items)]
     rows = [{"kind": "item", "user": None, "item": k, "text": texts[k]} for k in range(1, data.num_items)]
     data.texts = Dataset.from_list(rows)
