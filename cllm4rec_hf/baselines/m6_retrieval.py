@@ -66,12 +66,13 @@ class M6Retrieval(ArrayBaseline):
         from ..modeling.backbone_cllm4rec import load_backbone_config
 
         model = cls(**settings)
+        name = _named(model.backbone)
         if grid is None:
-            depth = load_backbone_config(_named(model.backbone)).num_hidden_layers
+            depth = load_backbone_config(name).num_hidden_layers
             grid = [{"layer": layer} for layer in cls.LAYERS if layer <= depth] or [{"layer": depth}]
         points = [{**settings, **point} for point in grid]
         layers = [point["layer"] for point in points]
-        vectors = embed_texts(_documents(data), model.backbone, layers, model.max_length)
+        vectors = embed_texts(_documents(data), name, layers, model.max_length)
         return select(lambda **point: cls(**point)._fit(vectors[point["layer"]]), points, data, cls.__name__)
 
     def score(self, users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:

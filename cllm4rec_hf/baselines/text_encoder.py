@@ -14,6 +14,8 @@ from ..tokenization.base_tokenizer_cllm4rec import load_base
 from .neural import default_device
 from .selection import is_main_process
 
+_TEXTS_AT_ONCE = 256
+
 
 class TextEncoder:
     """A language model cut behind the deepest block that is read; encoder–decoder models are read at the encoder.
@@ -48,10 +50,13 @@ class TextEncoder:
 
     def tokenize(self, texts: list[str], max_length: int) -> list[list[int]]:
         """Token ids of each text, at most `max_length`; none for an empty text."""
-        if not texts:
-            return []
-        ids = self.tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
-        return [row if text else [] for text, row in zip(texts, ids, strict=True)]
+        ids: list[list[int]] = []
+        # a tokenizer holds all that it found in the texts of one call, cut or not
+        for first in range(0, len(texts), _TEXTS_AT_ONCE):
+            some = texts[first : first + _TEXTS_AT_ONCE]
+            rows = self.tokenizer(some, truncation=True, max_length=max_length)["input_ids"]
+            ids += [row if text else [] for text, row in zip(some, rows, strict=True)]
+        return ids
 
     def read(
         self, ids: list[list[int]], batch_size: int = 16

@@ -130,6 +130,8 @@ class Recipe:
             return any((self.output / name).is_file() for name in _WEIGHT_FILES)
         trained = [*self.output.glob("model*.safetensors*"), *self.output.glob(f"{STAGES_DIRECTORY}/*/*")]
         if not trained:
+            # of a run that came to nothing, perhaps by other settings
+            self._start_file.unlink(missing_ok=True)
             return False
         if not self.settings.overwrite:
             other = [f"{k}: {before.get(k)!r} there, {now.get(k)!r} here" for k in now if before.get(k) != now.get(k)]
@@ -271,10 +273,10 @@ class Recipe:
         return self.output / STAGES_DIRECTORY / "start.safetensors"
 
     def _ranking_state(self) -> dict[str, Any]:
-        """A copy of the item tokens and of what learns in the head."""
+        """A copy of the item tokens and of the head."""
         parts = ("collaborative_item_embeddings.", "item_head.")
-        learned = {name: x.detach() for name, x in self.model.named_parameters() if x.requires_grad}
-        return {name: x.to("cpu", copy=True).contiguous() for name, x in learned.items() if name.startswith(parts)}
+        state = {name: x for name, x in self.model.state_dict().items() if name.startswith(parts)}
+        return {name: x.to("cpu", copy=True).contiguous() for name, x in state.items()}
 
     def _keep_start(self) -> None:
         if self.processes.is_main_process and not self._start_file.is_file():
@@ -287,7 +289,10 @@ class Recipe:
     def _choose_start(self, trainer: RecommendationTrainer) -> None:
         """Give item tokens and head back what the warm start gave them, where that ranks better on validation."""
         pretrained, state = trainer.evaluate()["eval_score"], self._ranking_state()
-        self.model.load_state_dict(load_file(self._start_file), strict=False)
+        # the collaborative task's calibration was measured in pretraining and stays
+        start = load_file(self._start_file).items()
+        kept = {name: x for name, x in start if not name.startswith("item_head.collaborative_")}
+        self.model.load_state_dict(kept, strict=False)
         self._calibrate(trainer, self.settings.initial_lm_share)
         started = trainer.evaluate()["eval_score"]
         better = started > pretrained
@@ -297,7 +302,6 @@ class Recipe:
         )  # fmt: skip
         if not better:
             self.model.load_state_dict(state, strict=False)
-            self._calibrate(trainer, None)
 
     def _arguments(self, directory: Path, epochs: float | None, learning_rate: float | None) -> dict[str, Any]:
         settings, stage = self.settings, directory.name.partition("-")[2]

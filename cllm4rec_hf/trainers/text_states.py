@@ -62,7 +62,7 @@ def _weighted_means(ids: list[list[int]], encoder: TextEncoder, layer: int, wind
     weights = _inverse_document_frequencies(ids)
     # longer texts are read window by window
     windows = [
-        (item, row[first : first + window]) for item, row in enumerate(ids) for first in range(0, len(row), _WINDOW)
+        (item, row[first : first + window]) for item, row in enumerate(ids) for first in range(0, len(row), window)
     ]
     size = encoder.hidden_size
     sums, totals = torch.zeros(len(ids), size, dtype=torch.float64), torch.zeros(len(ids), dtype=torch.float64)

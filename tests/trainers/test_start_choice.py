@@ -2,11 +2,17 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from cllm4rec_hf.trainers.recipe import Recipe
 from cllm4rec_hf.trainers.recommendation import RecommendationTrainer
 from cllm4rec_hf.trainers.settings import RecipeSettings
 from tests.conftest import QUICK
+
+RANKING = (
+    "collaborative_item_embeddings.weight", "item_head.history_queries.weight", "item_head.item_bias",
+    "item_head.log_history_scale", "item_head.history_basis",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -21,8 +27,10 @@ def state(recipe):
     return {name: x.clone() for name, x in recipe._ranking_state().items()}
 
 
+@pytest.mark.parametrize("center_hidden", [True, False])
 @pytest.mark.parametrize("started", [0.4, 0.5, 0.6])
-def test_the_state_that_ranks_better_on_validation_goes_on(started, recipe, monkeypatch):
+def test_the_state_that_ranks_better_on_validation_goes_on(started, center_hidden, recipe, monkeypatch):
+    recipe.settings.center_hidden = center_hidden
     scores, seen = iter([0.5, started]), {}
     monkeypatch.setattr(RecommendationTrainer, "evaluate", lambda *_, **__: {"eval_score": next(scores)})
     monkeypatch.setattr(RecommendationTrainer, "train", lambda *_, **__: seen.update(fine_tuned=state(recipe)))
@@ -40,12 +48,37 @@ def test_the_state_that_ranks_better_on_validation_goes_on(started, recipe, monk
     monkeypatch.setattr(Recipe, "_recommendation_stage", note_pretrained)
     recipe.run()
     expected = seen["started" if started > 0.5 else "pretrained"]
-    assert {"collaborative_item_embeddings.weight", "item_head.history_queries.weight"} <= expected.keys()
-    for name, tensor in expected.items():
-        # the language model's share is measured anew
-        if name != "item_head.log_logit_scale" or started <= 0.5:
-            torch.testing.assert_close(seen["fine_tuned"][name], tensor, rtol=0, atol=0, msg=name)
+    # the language model's share is measured anew
+    for name in RANKING if started > 0.5 else (*RANKING, "item_head.log_logit_scale"):
+        torch.testing.assert_close(seen["fine_tuned"][name], expected[name], rtol=0, atol=0, msg=name)
+    if center_hidden:
+        # the calibration that pretraining measured for its own task is there in either case
+        assert seen["fine_tuned"]["item_head.collaborative_mean"].any()
     other = seen["pretrained" if started > 0.5 else "started"]
     assert not torch.equal(
         other["collaborative_item_embeddings.weight"], expected["collaborative_item_embeddings.weight"]
     )
+
+
+def test_the_start_of_a_run_that_came_to_nothing_is_not_used(recipe, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Recipe, "_run_stage", stop)
+        with pytest.raises(KeyboardInterrupt):
+            recipe.run()
+    assert recipe._start_file.is_file()
+    settings = {**vars(recipe.settings), "seed": 1}
+    other = Recipe(RecipeSettings(**{name: value for name, value in settings.items() if value is not None}))
+    monkeypatch.setattr(RecommendationTrainer, "train", lambda *_, **__: None)
+    stage, seen = Recipe._recommendation_stage, {}
+
+    def note(self, directory):
+        seen.update(load_file(self._start_file), now=self.model.item_head.history_basis.clone())
+        return stage(self, directory)
+
+    monkeypatch.setattr(Recipe, "_recommendation_stage", note)
+    other.run()
+    # the basis is drawn by the run's own seed
+    assert torch.equal(seen["item_head.history_basis"], seen["now"])
