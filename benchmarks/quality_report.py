@@ -175,7 +175,19 @@ def _comparisons(
             )
             found = compare(mine, results[best.label], metric)
             out.setdefault(name, {})[metric] = {"opponent": best.label, **found}
+    if method.group == "cllm4rec" and method.baseline is None and not _ablation(method):
+        # what each part is worth
+        for other in methods:
+            if _ablation(other) and results[other.label].keys() & mine.keys():
+                out[f"ablation {_ablation(other)}"] = {
+                    metric: {"opponent": other.label, **compare(mine, results[other.label], metric)}
+                    for metric in metrics
+                }
     return out
+
+
+def _ablation(method: Method) -> str | None:
+    return method.settings.get("ablation") if method.baseline is None and method.group == "cllm4rec" else None
 
 
 # ---- tables for people

@@ -269,6 +269,23 @@ def test_the_table_compares_with_the_strongest_of_each_kind(tmp_path):
     json.dumps(summary)
 
 
+def test_the_preset_is_compared_with_each_of_its_ablations(tmp_path):
+    from quality_config import Method
+    from quality_report import markdown, summarise
+
+    table, results, datasets = table_and_results(tmp_path)
+    ablation = Method("LLM-CF", None, {"ablation": "llm-cf"}, group="cllm4rec")
+    table = dataclasses.replace(table, methods=(*table.methods, ablation))
+    # as good as the strongest baseline
+    results["LLM-CF"] = results["EASE with text rows"]
+    summary = {"command": "", "skipped": {}, "failed": {}, **summarise(table, results, datasets)}
+    rows = {row["label"]: row["comparisons"] for row in summary["methods"]}
+    found = rows["CLLM4Rec"]["ablation llm-cf"]["recall@20"]
+    assert found["opponent"] == "LLM-CF" and found["pooled"]["difference"] == pytest.approx(0.1)
+    assert not any(name.startswith("ablation") for label in ("LLM-CF", "EASE") for name in rows[label])
+    assert "| CLLM4Rec | ablation llm-cf: LLM-CF | Recall@20 | 1.308 |" in markdown(summary)
+
+
 def test_a_sweep_is_drawn_on_a_log_axis_with_its_reference(tmp_path, monkeypatch):
     from matplotlib.figure import Figure
     from quality_plots import draw
