@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 # models of several ranks err differently, and their mean wins
 RANKS = (32, 64, 128)
+# so do models that saw other masks, as far as they are cheap
+REPEATS = 3
 
 _MASKED = 0.5
 _BATCH = 100
@@ -26,6 +28,8 @@ _STEPS_BETWEEN, _PATIENCE = 20, 15
 _MOST_STEPS, _MOST_EPOCHS = 1500, 60
 # users x items whose logits are computed in all: some minutes on two cores
 _MOST_CELLS = 30_000_000_000
+# a model that takes at most this part of them may be fitted again
+_CHEAP = 5
 
 
 @dataclass
@@ -88,10 +92,9 @@ def fit_multinomial(
     log_scale = nn.Parameter(torch.zeros(()))
     groups: list[dict[str, Any]] = [{"params": [vectors, bias]}, {"params": [log_scale], "lr": _SCALE_RATE}]
     optimizer = torch.optim.Adam(groups, lr=_LEARNING_RATE)
-    steps_an_epoch = max(1, -(-len(users) // _BATCH))
+    steps_an_epoch = _steps_an_epoch(len(users))
     if most_steps is None:
-        affordable = max(_STEPS_BETWEEN, _MOST_CELLS // (_BATCH * data.num_items))
-        most_steps = min(max(_MOST_STEPS, _MOST_EPOCHS * steps_an_epoch), affordable)
+        most_steps = min(_wanted_steps(len(users)), _affordable_steps(data.num_items))
     between = max(_STEPS_BETWEEN, min(steps_an_epoch // 4, most_steps // 10))
     best = MultinomialStart(vectors.detach().clone(), bias.detach().clone(), power, -np.inf, 0)
     step = waited = 0
@@ -114,6 +117,30 @@ def fit_multinomial(
                 break
     logger.debug("Item vectors of rank %d, ν %g: %d steps, %.4f", initial.shape[1], power, best.steps, best.score)
     return best
+
+
+def affordable_repeats(data: PreparedData, most_steps: int | None = None) -> int:
+    """How many models that differ by their masks alone are fitted from one start.
+
+    Args:
+        data: the prepared data.
+        most_steps: bound on the optimizer steps of each.
+    """
+    users = int((np.diff(data.histories("train").indptr) > 1).sum())
+    steps = _wanted_steps(users) if most_steps is None else most_steps
+    return REPEATS if _CHEAP * steps <= _affordable_steps(data.num_items) else 1
+
+
+def _steps_an_epoch(num_users: int) -> int:
+    return max(1, -(-num_users // _BATCH))
+
+
+def _wanted_steps(num_users: int) -> int:
+    return max(_MOST_STEPS, _MOST_EPOCHS * _steps_an_epoch(num_users))
+
+
+def _affordable_steps(num_items: int) -> int:
+    return max(_STEPS_BETWEEN, _MOST_CELLS // (_BATCH * num_items))
 
 
 def mean_of(models: list[MultinomialStart], rank: int) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ from ..data.item_texts import item_text_matrix
 from ..data.prepared import Histories, PreparedData
 from ..evaluation.validation_score import CELLS, ValidationScore
 from .linear_start import MAX_EASE_ITEMS, LinearStart, fit_ease, fit_svd
-from .multinomial_start import RANKS, MultinomialStart, fit_multinomial, mean_of
+from .multinomial_start import RANKS, MultinomialStart, affordable_repeats, fit_multinomial, mean_of
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +25,8 @@ HISTORY_POWERS = (0.5, 1.0)
 # of the multinomial part, as far as that leaves half of the backbone's dimensions to the linear part; more changed no
 # score
 MULTINOMIAL_RANK = 224
+# between models of one start, so that neighbouring seeds of a run share none
+_SEED_STEP = 1_000_003
 # the linear part's spread over the multinomial part's
 LINEAR_SHARES = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 
@@ -101,12 +103,15 @@ def fit_warm_start(
     start = WarmStart(method, linear.queries, linear.keys, linear.text_weight, linear.settings, linear.score)
     fitted: dict[tuple[str, float], list[MultinomialStart]] = {}
     starts = [] if most_steps == 0 else _starts(data, texts, states, linear, seed)
+    repeats = affordable_repeats(data, most_steps)
     for name, initial, power in tqdm(
         starts, desc="Item vectors", unit="start", delay=2, disable=not is_main_process()
     ):
         widths = sorted({min(width, initial.shape[1]) for width in RANKS})
         fitted[name, power] = [
-            fit_multinomial(data, initial[:, :width], power, score, seed, most_steps) for width in widths
+            fit_multinomial(data, initial[:, :width], power, score, seed + _SEED_STEP * repeat, most_steps)
+            for width in widths
+            for repeat in range(repeats)
         ]
     for power in HISTORY_POWERS:
         if ("texts", power) in fitted and ("states", power) in fitted:

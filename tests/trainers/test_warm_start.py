@@ -7,9 +7,16 @@ from datasets import Dataset
 
 from cllm4rec_hf import CLLM4RecForRecommendation, PreparedData
 from cllm4rec_hf.evaluation.validation_score import ValidationScore
+from cllm4rec_hf.trainers import warm_start
 from cllm4rec_hf.trainers.calibration import calibrate_head
 from cllm4rec_hf.trainers.linear_start import fit_ease
-from cllm4rec_hf.trainers.multinomial_start import MultinomialStart, _loss, fit_multinomial, mean_of
+from cllm4rec_hf.trainers.multinomial_start import (
+    MultinomialStart,
+    _loss,
+    affordable_repeats,
+    fit_multinomial,
+    mean_of,
+)
 from cllm4rec_hf.trainers.warm_start import (
     WarmStart,
     apply_warm_start,
@@ -127,6 +134,34 @@ def test_the_mean_of_models_scores_as_their_mean_and_its_cut_is_the_best_of_its_
     values, directions = np.linalg.eigh(vectors @ vectors.T)
     best = directions[:, -2:] * values[-2:] @ directions[:, -2:].T
     np.testing.assert_allclose(cut @ cut.T, best, atol=1e-8)
+
+
+def test_cheap_models_are_fitted_with_other_masks_and_averaged(data, monkeypatch):
+    fits, means = [], []
+
+    def fit(data, initial, power, score, seed, most_steps):
+        fits.append((initial.shape[1], power, seed))
+        return fit_multinomial(data, initial, power, score, seed, most_steps)
+
+    def mean(models, rank):
+        means.append(len(models))
+        return mean_of(models, rank)
+
+    monkeypatch.setattr(warm_start, "fit_multinomial", fit)
+    monkeypatch.setattr(warm_start, "mean_of", mean)
+    fit_warm_start(data, 24, seed=4, most_steps=10)
+    for width, power in {(width, power) for width, power, _ in fits}:
+        seeds = [seed for *others, seed in fits if others == [width, power]]
+        # two starts of this width at most, each with the same three seeds, one of them the run's own
+        assert len(set(seeds)) == 3 and 4 in seeds and len(seeds) % 3 == 0
+    assert means and all(count % 3 == 0 for count in means)
+
+
+def test_models_of_large_catalogs_are_fitted_once(data):
+    assert affordable_repeats(data) == 3
+    # 1,500 steps of 100 users on 200,000 items are all that is affordable
+    data.num_items = 200_000
+    assert affordable_repeats(data) == 1 and affordable_repeats(data, most_steps=100) == 3
 
 
 def test_the_parts_are_added_up(data):
