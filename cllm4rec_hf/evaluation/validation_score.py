@@ -8,7 +8,7 @@ from ..data.prepared import PreparedData
 from ..errors import CLLM4RecError
 
 # users x items that are scored at once while something is chosen
-CELLS = 4_000_000
+CELLS = 10_000_000
 
 
 class ValidationScore:

@@ -84,7 +84,7 @@ def fit_warm_start(
     Args:
         data: the prepared data.
         max_rank: highest rank, the backbone's hidden size.
-        method: of the linear part: `ease`, `svd` or `auto` (`ease` for catalogs of up to 5,000 items).
+        method: of the linear part: `ease`, `svd` or `auto` (`ease` for catalogs of up to 12,500 items).
         seed: seed of everything random.
         use_texts: whether the items' texts may have a part in it.
         states: [J, d] a language model's representation of the items' texts, zeros for items without any; or None.

@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from scipy.sparse import diags
 
 from cllm4rec_hf import CLLM4RecForRecommendation, PreparedData
+from cllm4rec_hf.baselines.ease import solve_ease
+from cllm4rec_hf.baselines.text_svd import interaction_counts
 from cllm4rec_hf.evaluation.validation_score import ValidationScore
-from cllm4rec_hf.trainers import warm_start
+from cllm4rec_hf.trainers import linear_start, warm_start
 from cllm4rec_hf.trainers.calibration import calibrate_head
-from cllm4rec_hf.trainers.linear_start import fit_ease
+from cllm4rec_hf.trainers.linear_start import RIDGES, TEXT_WEIGHTS, fit_ease
 from cllm4rec_hf.trainers.multinomial_start import (
     MultinomialStart,
     _loss,
@@ -75,6 +78,31 @@ def test_the_linear_part_of_full_rank_is_ease_with_users_weighted_and_items_damp
     smallest = np.linalg.svd(expected, compute_uv=False)[-1]
     assert np.abs(start.queries @ start.keys.T - expected).max() <= smallest * 1.01 + 1e-5
     assert start.score == pytest.approx(score(score.histories @ (start.queries @ start.keys.T)))
+
+
+def test_the_linear_part_is_the_best_along_either_setting_with_half_the_fits(data, monkeypatch):
+    fits = []
+
+    def solve(gram, ridge):
+        fits.append(ridge)
+        return solve_ease(gram, ridge)
+
+    monkeypatch.setattr(linear_start, "solve_ease", solve)
+    score, texts = ValidationScore(data), item_text_matrix(data)
+    start = fit_ease(data, texts, 512, score)
+    assert len(fits) <= len(RIDGES) * len(TEXT_WEIGHTS) / 2
+    interactions = data.histories("train").to_csr().astype(float)
+    activity, popularity = interaction_counts(interactions, axis=1), interaction_counts(interactions, axis=0)
+    gram = (interactions.T @ diags((activity / activity.mean()) ** -0.5) @ interactions).toarray()
+    text_gram = (texts @ texts.T).toarray()
+
+    def found(weight, ridge):
+        return score(score.histories @ (popularity[:, None] ** -0.25 * solve_ease(gram + weight * text_gram, ridge)))
+
+    weight, ridge = start.text_weight, start.settings["ridge"]
+    best = found(weight, ridge)
+    assert all(found(other, ridge) <= best for other in TEXT_WEIGHTS)
+    assert all(found(weight, other) <= best for other in RIDGES)
 
 
 def test_the_multinomial_part_minimizes_what_its_docstring_says(data):
