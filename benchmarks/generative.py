@@ -2,21 +2,23 @@
 
     python benchmarks/generative.py --data PREPARED --checkpoint CHECKPOINT [--output runs/generative]
         [--backbone NAME] [--num-layers 6] [--users 200] [--turns 5] [--beams 20 40] [--candidates 20 50 100]
-        [--pseudo-ids '{"max_epochs": 10}'] [--yes-no '{"max_epochs": 5}']
+        [--pseudo-ids '{"max_epochs": 10}'] [--yes-no '{"max_epochs": 5}'] [--choose]
     python benchmarks/generative.py --quick
 
 CHECKPOINT is what `cllm4rec train` wrote for the same data and the same backbone. The other two are fine-tuned on that
 backbone, by LoRA unless told otherwise, and saved under the output directory; what was saved there with the same
-settings is not trained again. All methods know the same of a user, the items of training and validation, and are asked
-about the same random users of the test split. Each turn asks every method once, for all users in batches; its time
-divided by the users is the seconds a user. Quality is that of the first turn; nothing is drawn at random.
+settings is not trained again. The candidates of the yes/no scorer are EASE's best, its ridge chosen on validation;
+--choose chooses the learning rates of both on validation, too. All methods know the same of a user, the items of
+training and validation, and are asked about the same random users of the test split. Each turn asks every method once,
+for all users in batches; its time divided by the users is the seconds a user. Quality is that of the first turn;
+nothing is drawn at random.
 
 --quick trains everything on generated data and a tiny random model, to see that it runs.
 
-Columns: Recall@20 with its 95 % interval over users; `non-existent`, the share of generated numbers that name no item;
-`reachable`, Recall of all candidates or beams together, the most that their order could reach; seconds a user over
-the turns, median (least to greatest); their median over that of the single pass; seconds of training, of a fit made in
-this run. Writes generative.json and generative.md.
+Columns: Recall@20 with its 95 % interval over users; NDCG@20; `non-existent`, the share of generated numbers that name
+no item, 0 for what does not generate; `reachable`, Recall of all candidates or beams together, the most that their
+order could reach; seconds a user over the turns, median (least to greatest); their median over that of the single pass;
+seconds of training, of all fits that were chosen among. Writes generative.json and generative.md.
 """
 
 import argparse
@@ -42,7 +44,7 @@ class Method:
         name: what it is called.
         rank: users and their histories to their best items [B, TOP_K], −1 for none.
         describe: what else is known, from users and histories; not timed.
-        training_seconds: of its fit, None where it was not fitted here.
+        training_seconds: of its fits, None where it was not fitted here.
         seconds: a user, by turn.
         found: the items of the first turn.
     """
@@ -77,23 +79,31 @@ def single_pass(data: Any, checkpoint: str) -> Method:
     return Method("RecLLM, one pass", rank)
 
 
-def fitted(name: str, data: Any, directory: Path, settings: dict[str, Any], seed: int) -> tuple[Any, float | None]:
-    """A competitor: the one saved with these settings, or a new one and the seconds of its fit."""
+def fitted(
+    name: str, data: Any, directory: Path, settings: dict[str, Any], seed: int, choose: bool
+) -> tuple[Any, float]:
+    """A competitor, the one saved with these settings or a new one, and the seconds that it took to fit."""
     from cllm4rec_hf import baseline_class
 
     baseline = baseline_class(name)
-    made_by, record = {"seed": seed, "data": data.fingerprint, **settings}, directory / "made_by.json"
-    if record.is_file() and json.loads(record.read_text()) == made_by:
-        return baseline.from_pretrained(directory), None
+    made_by, record = (
+        {"seed": seed, "data": data.fingerprint, "choose": choose, **settings},
+        directory / "made_by.json",
+    )
+    if record.is_file():
+        before = json.loads(record.read_text())
+        seconds = before.pop("seconds", 0.0)
+        if before == made_by:
+            return baseline.from_pretrained(directory), seconds
     start = time.perf_counter()
-    model = baseline.fit_to(data, seed, **settings)
+    model = baseline.choose(data, seed, **settings).model if choose else baseline.fit_to(data, seed, **settings)
     seconds = time.perf_counter() - start
     model.save_pretrained(directory)
-    record.write_text(json.dumps(made_by))
+    record.write_text(json.dumps({**made_by, "seconds": seconds}))
     return model, seconds
 
 
-def generation(model: Any, beams: int, constrained: bool, training_seconds: float | None) -> Method:
+def generation(model: Any, beams: int, constrained: bool, training_seconds: float) -> Method:
     """Beam search of pseudo-IDs."""
     from cllm4rec_hf.evaluation.ranking import top_k
 
@@ -110,8 +120,8 @@ def generation(model: Any, beams: int, constrained: bool, training_seconds: floa
     return Method(f"pseudo-IDs, {beams} beams, {search}", rank, describe, training_seconds)
 
 
-def questions(model: Any, candidates: int, training_seconds: float | None) -> Method:
-    """A yes or no for each of the most popular unseen items."""
+def questions(model: Any, candidates: int, training_seconds: float) -> Method:
+    """A yes or no for each of the retriever's best unseen items."""
     from cllm4rec_hf.evaluation.ranking import top_k
 
     def rank(users: Any, histories: list[Any]) -> Any:
@@ -122,7 +132,7 @@ def questions(model: Any, candidates: int, training_seconds: float | None) -> Me
         model.config.num_candidates = candidates
         return {"reachable": reachable(model.candidates(users, histories), histories, relevant)}
 
-    return Method(f"yes/no, {candidates} candidates by popularity", rank, describe, training_seconds)
+    return Method(f"yes/no, {candidates} candidates by EASE", rank, describe, training_seconds)
 
 
 def reachable(items: Any, histories: list[Any], relevant: list[Any]) -> float:
@@ -137,6 +147,7 @@ def reachable(items: Any, histories: list[Any], relevant: list[Any]) -> float:
 def measure(methods: list[Method], data: Any, users: Any, turns: int) -> list[dict[str, Any]]:
     """Ask every method in each turn; a row of the table for each."""
     from cllm4rec_hf.evaluation.bootstrap import bootstrap_interval
+    from cllm4rec_hf.evaluation.metrics.ndcg import ndcg
     from cllm4rec_hf.evaluation.metrics.recall import recall
 
     known, test = data.histories("train", "validation"), data.histories("test")
@@ -158,6 +169,8 @@ def measure(methods: list[Method], data: Any, users: Any, turns: int) -> list[di
                 "method": method.name,
                 "recall@20": float(values.mean()),
                 "interval": list(bootstrap_interval(values)),
+                "ndcg@20": float(ndcg(method.found, relevant, TOP_K).mean()),
+                "nonexistent": 0.0,
                 **method.describe(users, histories, relevant),
                 "seconds_per_user": method.seconds,
                 "times_single_pass": statistics.median(method.seconds) / statistics.median(methods[0].seconds),
@@ -169,16 +182,16 @@ def measure(methods: list[Method], data: Any, users: Any, turns: int) -> list[di
 
 def markdown(result: dict[str, Any]) -> str:
     """The table, and a line about how it was measured."""
-    names = "method", "Recall@20", "non-existent", "reachable", "seconds a user", "× one pass", "training s"
-    lines = [" | ".join(names), " | ".join(["---", *["---:"] * 6])]
+    names = "method", "Recall@20", "NDCG@20", "non-existent", "reachable", "seconds a user", "× one pass", "training s"
+    lines = [" | ".join(names), " | ".join(["---", *["---:"] * 7])]
     for row in result["rows"]:
         low, high = row["interval"]
         seconds = row["seconds_per_user"]
         spread = f"{statistics.median(seconds):.4f} ({min(seconds):.4f} to {max(seconds):.4f})"
         training = row["training_seconds"]
         cells = [
-            row["method"], f"{row['recall@20']:.4f} ({low:.4f} to {high:.4f})",
-            f"{row['nonexistent']:.1%}" if "nonexistent" in row else "", f"{row.get('reachable', 1):.4f}", spread,
+            row["method"], f"{row['recall@20']:.4f} ({low:.4f} to {high:.4f})", f"{row['ndcg@20']:.4f}",
+            f"{row['nonexistent']:.1%}", f"{row.get('reachable', 1):.4f}", spread,
             f"{row['times_single_pass']:.1f}", "" if training is None else f"{training:.0f}",
         ]  # fmt: skip
         lines.append(" | ".join(cells))
@@ -214,7 +227,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from cllm4rec_hf import PreparedData
+    from cllm4rec_hf import PreparedData, baseline_class
     from cllm4rec_hf.baselines.pseudo_ids import PseudoIdsConfig
 
     data = PreparedData.load(options.data)
@@ -222,11 +235,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     methods = [single_pass(data, options.checkpoint)]
     output = Path(options.output)
     settings = {**shared, **json.loads(options.pseudo_ids)}
-    model, seconds = fitted("pseudo-ids", data, output / "pseudo-ids", settings, options.seed)
+    model, seconds = fitted("pseudo-ids", data, output / "pseudo-ids", settings, options.seed, options.choose)
     methods += [
         generation(model, beams, constrained, seconds) for beams in options.beams for constrained in (False, True)
     ]
-    model, seconds = fitted("yes-no", data, output / "yes-no", {**shared, **json.loads(options.yes_no)}, options.seed)
+    settings = {**shared, **json.loads(options.yes_no)}
+    model, seconds = fitted("yes-no", data, output / "yes-no", settings, options.seed, options.choose)
+    model.retriever = baseline_class("ease").choose(data, options.seed).model
     methods += [questions(model, count, seconds) for count in options.candidates]
     test = data.histories("test")
     eligible = np.flatnonzero(np.diff(test.indptr))
@@ -263,6 +278,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--candidates", type=int, nargs="+", default=[20, 50, 100])
     parser.add_argument("--pseudo-ids", default="{}", metavar="JSON", help="settings of PseudoIdsConfig")
     parser.add_argument("--yes-no", default="{}", metavar="JSON", help="settings of YesNoConfig")
+    parser.add_argument("--choose", action="store_true", help="choose both models' learning rates on validation")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="generated data and a tiny random model")
     options = parser.parse_args(arguments)

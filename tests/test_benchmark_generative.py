@@ -28,13 +28,14 @@ def test_quick(benchmark, tmp_path, capsys):
     assert single["method"] == "RecLLM, one pass" and single["times_single_pass"] == 1
     for row in result["rows"]:
         low, high = row["interval"]
-        assert 0 <= low <= row["recall@20"] <= high <= 1
+        assert 0 <= low <= row["recall@20"] <= high <= 1 and 0 <= row["ndcg@20"] <= 1
         assert len(row["seconds_per_user"]) == result["turns"] == 2 and min(row["seconds_per_user"]) > 0
         assert row["recall@20"] <= row.get("reachable", 1) + 1e-9
         assert row["method"] in table
     # one epoch of a tiny random model: much of what it generates is no item
     assert free["nonexistent"] > 0 and constrained["nonexistent"] == 0
-    assert "nonexistent" not in questions and questions["training_seconds"] > 0
+    assert single["nonexistent"] == questions["nonexistent"] == 0 and questions["training_seconds"] > 0
+    assert questions["method"] == "yes/no, 20 candidates by EASE"
     # nothing of this machine
     assert result["backbone"] == "backbone"
 
