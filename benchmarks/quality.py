@@ -130,6 +130,12 @@ def lacking(method: Method) -> str | None:
     return f"{package} is not installed (pip install 'cllm4rec-hf[baselines]')"
 
 
+def finished(request: dict[str, Any]) -> bool:
+    """Whether what a request asks for has been run."""
+    name = Path(request["result"])
+    return name.with_name(f"{name.name}.json").is_file()
+
+
 def execute(request: dict[str, Any], label: str) -> str | None:
     """Run in a process of its own, unless it has been.
 
@@ -140,8 +146,7 @@ def execute(request: dict[str, Any], label: str) -> str | None:
     Returns:
         None, or why it failed.
     """
-    name = Path(request["result"])
-    if name.with_name(f"{name.name}.json").is_file():
+    if finished(request):
         print(f"{label}: finished before", flush=True)
         return None
     if request["checkpoint"] and not Path(request["checkpoint"]).with_name(RECORD).is_file():
@@ -150,7 +155,7 @@ def execute(request: dict[str, Any], label: str) -> str | None:
         return reason
     work = Path(request["work"])
     work.mkdir(parents=True, exist_ok=True)
-    name.parent.mkdir(parents=True, exist_ok=True)
+    Path(request["result"]).parent.mkdir(parents=True, exist_ok=True)
     write_json(work / "request.json", request)
     print(f"{label} ...", flush=True)
     clock = time.perf_counter()
@@ -167,13 +172,16 @@ def execute(request: dict[str, Any], label: str) -> str | None:
     return None
 
 
-def run_table(table: Table, raw: str | None = None, command: str = "") -> dict[str, Any]:
-    """Run what is not finished, then write the table.
+def run_table(
+    table: Table, raw: str | None = None, command: str = "", rows: tuple[Method, ...] | None = None
+) -> dict[str, Any]:
+    """Run what is not finished, then write the table of all that is.
 
     Args:
         table: the table.
         raw: directory of raw files, for `data: prepare:`.
         command: what made the table, for the record.
+        rows: methods of the table to run now; all by default.
 
     Returns:
         The contents of quality.json.
@@ -187,7 +195,8 @@ def run_table(table: Table, raw: str | None = None, command: str = "") -> dict[s
         # not to be found out after hours
         raise CLLM4RecError("The picture of the table needs matplotlib: pip install 'cllm4rec-hf[card]'")
     datasets, plan = [], []
-    skipped = {method.label: reason for method in table.methods if (reason := lacking(method))}
+    rows = table.methods if rows is None else rows
+    skipped = {method.label: reason for method in rows if (reason := lacking(method))}
     for seed in table.seeds:
         directory = prepare(table, seed, raw)
         data = PreparedData.load(directory)
@@ -200,15 +209,16 @@ def run_table(table: Table, raw: str | None = None, command: str = "") -> dict[s
         for method in sorted(table.methods, key=lambda method: method.checkpoint_of is not None):
             if method.label not in skipped:
                 plan.append((method, seed, request_of(table, method, seed, directory, data.fingerprint)))
-    results: dict[str, dict[int, Any]] = {}
     failed = {}
-    for number, (method, seed, request) in enumerate(plan, start=1):
-        label = f"[{number}/{len(plan)}] {method.label}, seed {seed.train}"
-        reason = execute(request, label)
-        if reason is None:
-            results.setdefault(method.label, {})[table.seeds.index(seed)] = load_result(Path(request["result"]), table)
-        else:
+    now = [entry for entry in plan if entry[0] in rows]
+    for number, (method, seed, request) in enumerate(now, start=1):
+        reason = execute(request, f"[{number}/{len(now)}] {method.label}, seed {seed.train}")
+        if reason is not None:
             failed[f"{method.label}, seed {seed.train}"] = reason
+    results: dict[str, dict[int, Any]] = {}
+    for method, seed, request in plan:
+        if finished(request):
+            results.setdefault(method.label, {})[table.seeds.index(seed)] = load_result(Path(request["result"]), table)
     if not results:
         raise CLLM4RecError(f"No method finished: {failed}")
     summary = {"command": command, **summarise(table, results, datasets), "skipped": skipped, "failed": failed}
@@ -220,8 +230,8 @@ def run_table(table: Table, raw: str | None = None, command: str = "") -> dict[s
     return summary
 
 
-def only(table: Table, names: str) -> Table:
-    """The table with some of its rows.
+def only(table: Table, names: str) -> tuple[Method, ...]:
+    """Some rows of a table.
 
     Args:
         table: the table.
@@ -239,7 +249,7 @@ def only(table: Table, names: str) -> Table:
     for method in methods:
         if method.checkpoint_of not in (None, *chosen):
             raise CLLM4RecError(f"{method.label} is made of {method.checkpoint_of}'s checkpoint; name that row, too")
-    return dataclasses.replace(table, methods=methods)
+    return methods
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -251,7 +261,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="instead of the file's own")
     parser.add_argument(
-        "--only", metavar="NAMES", help="comma-separated rows of the table to run now; what has finished is kept"
+        "--only",
+        metavar="NAMES",
+        help="comma-separated rows of the table to run now, beside those that have finished",
     )
     parser.add_argument(
         "--quick", action="store_true", help="generated data and a tiny language model in place of the real ones"
@@ -269,15 +281,14 @@ def main(arguments: list[str] | None = None) -> int:
             table = quick_table(table, options.output)
         elif options.output:
             table = dataclasses.replace(table, output=options.output)
-        if options.only:
-            table = only(table, options.only)
+        rows = only(table, options.only) if options.only else None
         # where files lie on this machine concerns nobody else
         config = options.config.name if options.config and options.config.is_absolute() else options.config
         named = [f"--config {config}"] if config else []
         named += ["--raw DIR"] if options.raw else []
         named += [f'--only "{options.only}"'] if options.only else []
         named += ["--quick"] if options.quick else []
-        summary = run_table(table, options.raw, " ".join(["python benchmarks/quality.py", *named]))
+        summary = run_table(table, options.raw, " ".join(["python benchmarks/quality.py", *named]), rows)
     except CLLM4RecError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -148,7 +148,8 @@ def summarise(table: Table, results: dict[str, dict[int, Any]], datasets: list[d
 def _reads_texts(method: Method) -> bool:
     from cllm4rec_hf.baselines.registry import REGISTRY
 
-    return REGISTRY[str(method.baseline)].needs_texts
+    entry = REGISTRY[str(method.baseline)]
+    return entry.needs_texts or entry.uses_texts
 
 
 def _distinct(values: Any) -> list[Any]:
@@ -162,7 +163,10 @@ def _distinct(values: Any) -> list[Any]:
 def _comparisons(
     method: Method, methods: list[Method], results: dict[str, dict[int, Any]], metrics: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """For each kind of opponent and each metric, the comparison with the strongest of that kind on that metric."""
+    """For each kind of opponent and each metric, the comparison with the strongest of that kind on that metric.
+
+    A run of CLLM4Rec is compared with each of its ablations, too.
+    """
     out: dict[str, dict[str, Any]] = {}
     mine = results[method.label]
     for name, belongs in OPPONENTS.items():
@@ -175,19 +179,19 @@ def _comparisons(
             )
             found = compare(mine, results[best.label], metric)
             out.setdefault(name, {})[metric] = {"opponent": best.label, **found}
-    if method.group == "cllm4rec" and method.baseline is None and not _ablation(method):
-        # what each part is worth
-        for other in methods:
-            if _ablation(other) and results[other.label].keys() & mine.keys():
-                out[f"ablation {_ablation(other)}"] = {
-                    metric: {"opponent": other.label, **compare(mine, results[other.label], metric)}
-                    for metric in metrics
-                }
+    for other in methods:
+        if _is_ablation(other, method) and results[other.label].keys() & mine.keys():
+            out[f"ablation {other.settings['ablation']}"] = {
+                metric: {"opponent": other.label, **compare(mine, results[other.label], metric)} for metric in metrics
+            }
     return out
 
 
-def _ablation(method: Method) -> str | None:
-    return method.settings.get("ablation") if method.baseline is None and method.group == "cllm4rec" else None
+def _is_ablation(method: Method, of: Method) -> bool:
+    """Whether a method's settings are those of a run of CLLM4Rec and an ablation."""
+    runs = method.group == of.group == "cllm4rec" and method.baseline is None and of.baseline is None
+    without = {name: value for name, value in method.settings.items() if name != "ablation"}
+    return runs and "ablation" in method.settings and without == of.settings
 
 
 # ---- tables for people
@@ -236,6 +240,9 @@ def markdown(summary: dict[str, Any]) -> str:
             "interval; p of the paired t-test and of Wilcoxon's signed-rank test; seeds: on how many of them the "
             "interval of that seed's difference lies above (below) 0."
         ]
+    codes = {environment.get("code") for row in summary["methods"] for environment in row["environments"]} - {None}
+    if len(codes) > 1:
+        lines += ["", f"The rows were run by {len(codes)} states of the package's code, see quality.json."]
     chosen = [row for row in summary["methods"] if row["fits"] > 1]
     if chosen:
         lines += ["", "## Settings chosen on validation, by seed", ""]

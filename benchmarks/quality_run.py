@@ -4,6 +4,7 @@ Started by quality.py with a file that says what to do. Writes NAME.parquet with
 each is complete before it takes its name, and the second says that the run is finished.
 """
 
+import hashlib
 import json
 import sys
 import time
@@ -31,6 +32,14 @@ def write_json(file: Path, values: Any) -> None:
     beside = file.with_name(f"{file.name}.part")
     beside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     beside.replace(file)
+
+
+def code_fingerprint(package: Path) -> str:
+    """Hash of a package's Python files: results of one version may still come from different code."""
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
 
 
 def run(request: dict[str, Any]) -> None:
@@ -118,6 +127,7 @@ def _write(name: Path, request: dict[str, Any], result: Any, told: dict[str, Any
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "environment": {
             "cllm4rec_hf": cllm4rec_hf.__version__,
+            "code": code_fingerprint(Path(cllm4rec_hf.__file__).parent),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "python": platform.python_version(),

@@ -20,6 +20,7 @@ class Entry:
         class_name: its class, a `Baseline`.
         label: its name in tables.
         needs_texts: whether it cannot do without texts of items.
+        uses_texts: whether it reads them where there are any.
         needs_backbone: whether it is given a language model, `backbone=…`.
         needs_checkpoint: whether it is given a trained CLLM4Rec model, `checkpoint=…`.
         package: library that it wraps, in the extra `baselines`.
@@ -29,6 +30,7 @@ class Entry:
     class_name: str
     label: str
     needs_texts: bool = False
+    uses_texts: bool = False
     needs_backbone: bool = False
     needs_checkpoint: bool = False
     package: str | None = None
@@ -45,14 +47,14 @@ REGISTRY = {
     "tfidf-neighbours": Entry("tfidf", "TfidfNeighbours", "TF-IDF neighbours", needs_texts=True),
     "ease-text": Entry("ease", "TextEASE", "EASE with text rows", needs_texts=True),
     "text-svd": Entry("text_svd", "TextSVD", "SVD with text rows", needs_texts=True),
-    "two-tower": Entry("two_tower", "TwoTower", "Two-tower"),
+    "two-tower": Entry("two_tower", "TwoTower", "Two-tower", uses_texts=True),
     "cllm4rec-emb": Entry("cllm4rec_emb", "CLLM4RecEmb", "CLLM4Rec-Emb", needs_checkpoint=True),
     "md-cvae": Entry("md_cvae", "MDCVAE", "MD-CVAE", needs_texts=True),
     "s3-rec": Entry("s3rec", "S3Rec", "S3-Rec", needs_texts=True),
     "m6-retrieval": Entry("m6_retrieval", "M6Retrieval", "M6 retrieval", needs_texts=True, needs_backbone=True),
     "pseudo-ids": Entry("pseudo_ids", "PseudoIds", "Pseudo-IDs", needs_backbone=True),
     "yes-no": Entry("yes_no", "YesNo", "Yes/no scorer", needs_texts=True, needs_backbone=True),
-    "blend": Entry("blend", "Blend", "Linear text model + Mult-VAE", needs_texts=True),
+    "blend": Entry("blend", "Blend", "Blend of text models and Mult-VAE", needs_texts=True),
 }
 
 
