@@ -17,8 +17,8 @@ nothing is drawn at random.
 
 Columns: Recall@20 with its 95 % interval over users; NDCG@20; `non-existent`, the share of generated numbers that name
 no item, 0 for what does not generate; `reachable`, Recall of all candidates or beams together, the most that their
-order could reach; seconds a user over the turns, median (least to greatest); their median over that of the single pass;
-seconds of training, of all fits that were chosen among. Writes generative.json and generative.md.
+order could reach; seconds a user over the turns, median (least to greatest); their median over that of the single
+pass; seconds of training, of all fits that were chosen among. Writes generative.json and generative.md.
 """
 
 import argparse

@@ -134,6 +134,23 @@ def test_every_data_set_has_a_run_on_every_backbone():
     assert {config.stem for config in CONFIGS} == {f"{data}-{name}" for data in DATA for name in BACKBONES}
 
 
+def test_the_preset_has_the_constants_of_the_paper_and_its_released_code():
+    from cllm4rec_hf.modeling.configuration_cllm4rec import CLLM4RecConfig
+    from cllm4rec_hf.trainers.presets import PAPER
+
+    expected = {
+        "content_epochs": 10, "pretraining_epochs": 100, "recommendation_epochs": 150, "lambda_c": 1.0,
+        "content_stage_learning_rate": 1e-3, "pretraining_learning_rate": 1e-3, "recommendation_learning_rate": 1e-4,
+        "mask_share": [0.2, 0.2], "max_length": 1024, "max_text_length": 1024, "batch_size": 20,
+        "gradient_accumulation_steps": 8, "lr_scheduler_type": "constant", "warm_start": "none", "history_term": False,
+        "center_hidden": False, "item_bias": False, "anonymous_share": 0.0, "row_sparse": False,
+    }  # fmt: skip
+    assert {name: PAPER[name] for name in expected} == expected
+    # all items have a part in the softmax, of Yelp's, too
+    assert PAPER["sampled_softmax_above"] > 10**7
+    assert CLLM4RecConfig().initializer_range == 0.02
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.stem)
 def test_settings_are_the_papers(config):
     from cllm4rec_hf.trainers.presets import PAPER

@@ -1,4 +1,4 @@
-"""A blend of two models: the text-aware linear model that validates best, and Mult-VAE."""
+"""A blend of two models: the text-aware one without training that validates best, and Mult-VAE."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -52,7 +52,9 @@ class Blend(Baseline):
         members: tuple[Any, Any] | None = None,
         **settings: Any,
     ) -> Selection:
-        """Choose the members' settings, then the weight, on validation; see `Baseline.choose`.
+        """Choose the members and their settings, then the weight, on validation; see `Baseline.choose`.
+
+        The first member is EASE with text rows, this blended with TF-IDF neighbours, or SVD with text rows.
 
         Args:
             data: prepared data.
@@ -64,8 +66,12 @@ class Blend(Baseline):
         from .registry import baseline_class
 
         if members is None:
-            linear = max((baseline_class(name).choose(data, seed) for name in TEXT_AWARE), key=lambda s: s.score)
-            members = (linear.model, baseline_class("mult-vae").choose(data, seed).model)
+            chosen = [baseline_class(name).choose(data, seed) for name in TEXT_AWARE]
+            neighbours = baseline_class("tfidf-neighbours").fit_to(data, seed)
+            # a blend itself: words add to EASE with text rows what its inverse smooths away
+            chosen.append(cls.choose(data, seed, grid, (chosen[0].model, neighbours)))
+            first = max(chosen, key=lambda selection: selection.score).model
+            members = (first, baseline_class("mult-vae").choose(data, seed).model)
         points = [{**settings, **point} for point in (cls.GRID if grid is None else grid)]
         return select(lambda **point: cls(members, **point), points, data, cls.__name__)
 

@@ -26,10 +26,10 @@ _LEARNING_RATE, _SCALE_RATE = 1e-3, 1e-2
 # looks at validation: every so many steps, or four times an epoch where that is less often
 _STEPS_BETWEEN, _PATIENCE = 20, 15
 _MOST_STEPS, _MOST_EPOCHS = 1500, 60
-# users x items whose logits are computed in all: some minutes on two cores
+# users x items whose logits one model may compute: some minutes on two cores
 _MOST_CELLS = 30_000_000_000
-# a model that takes at most this part of them may be fitted again
-_CHEAP = 5
+# models are fitted again while all of them take so much of that at most; most stop far before
+_AT_ONCE = 3
 
 
 @dataclass
@@ -119,16 +119,17 @@ def fit_multinomial(
     return best
 
 
-def affordable_repeats(data: PreparedData, most_steps: int | None = None) -> int:
-    """How many models that differ by their masks alone are fitted from one start.
+def affordable_repeats(data: PreparedData, models: int, most_steps: int | None = None) -> int:
+    """How many models that differ by their masks alone are fitted in place of one.
 
     Args:
         data: the prepared data.
+        models: models that differ by more.
         most_steps: bound on the optimizer steps of each.
     """
     users = int((np.diff(data.histories("train").indptr) > 1).sum())
     steps = _wanted_steps(users) if most_steps is None else most_steps
-    return REPEATS if _CHEAP * steps <= _affordable_steps(data.num_items) else 1
+    return REPEATS if models * REPEATS * steps <= _AT_ONCE * _affordable_steps(data.num_items) else 1
 
 
 def _steps_an_epoch(num_users: int) -> int:

@@ -27,6 +27,9 @@ PAPER: dict[str, Any] = {
     "head_learning_rate": None,
     "batch_size": 20,
     "gradient_accumulation_steps": 8,
+    # Adam moves every row at each step, and the softmax is over all items, however many
+    "row_sparse": False,
+    "sampled_softmax_above": 10**9,
 }
 
 DEFAULT: dict[str, Any] = {
@@ -53,6 +56,8 @@ DEFAULT: dict[str, Any] = {
     "head_learning_rate": 1e-3,
     "batch_size": 32,
     "gradient_accumulation_steps": 1,
+    "row_sparse": True,
+    "sampled_softmax_above": 50_000,
 }
 
 PRESETS = {"paper": PAPER, "default": DEFAULT}

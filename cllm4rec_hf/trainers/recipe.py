@@ -279,7 +279,7 @@ class Recipe:
         return {name: x.to("cpu", copy=True).contiguous() for name, x in state.items()}
 
     def _keep_start(self) -> None:
-        if self.processes.is_main_process and not self._start_file.is_file():
+        if self.processes.is_main_process:
             self._start_file.parent.mkdir(parents=True, exist_ok=True)
             beside = self._start_file.with_suffix(".part")
             save_file(self._ranking_state(), beside)
@@ -288,13 +288,13 @@ class Recipe:
 
     def _choose_start(self, trainer: RecommendationTrainer) -> None:
         """Give item tokens and head back what the warm start gave them, where that ranks better on validation."""
-        pretrained, state = trainer.evaluate()["eval_score"], self._ranking_state()
+        pretrained, state = sum(trainer.validate().values()), self._ranking_state()
         # the collaborative task's calibration was measured in pretraining and stays
         start = load_file(self._start_file).items()
         kept = {name: x for name, x in start if not name.startswith("item_head.collaborative_")}
         self.model.load_state_dict(kept, strict=False)
         self._calibrate(trainer, self.settings.initial_lm_share)
-        started = trainer.evaluate()["eval_score"]
+        started = sum(trainer.validate().values())
         better = started > pretrained
         logger.info(
             "Validation score %.4f after pretraining, %.4f by the warm start: %s goes on",

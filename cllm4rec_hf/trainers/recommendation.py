@@ -94,6 +94,16 @@ class RecommendationTrainer(CLLM4RecTrainer):
                 self.model.load_state_dict(load_file(start / _LEARNED), strict=False)
         return result
 
+    def validate(self, evaluator: Any = None) -> dict[str, float]:
+        """The metrics of the present state, which no log and no callback hears of.
+
+        Args:
+            evaluator: another one than the trainer's own.
+        """
+        shared = {"accelerator": self.accelerator} if self.accelerator.num_processes > 1 else {}
+        with self.whole_backbone():
+            return (evaluator or self.evaluator).evaluate(self.ranker, bootstrap=False, **shared).metrics
+
     def evaluate(  # type: ignore[override]
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
@@ -107,12 +117,9 @@ class RecommendationTrainer(CLLM4RecTrainer):
         Returns:
             The metrics and `…_score`, their sum.
         """
-        evaluator = self.evaluator if eval_dataset is None else eval_dataset
-        shared = {"accelerator": self.accelerator} if self.accelerator.num_processes > 1 else {}
-        with self.whole_backbone():
-            result = evaluator.evaluate(self.ranker, bootstrap=False, **shared)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in result.metrics.items()}
-        metrics[f"{metric_key_prefix}_score"] = sum(result.metrics.values())
+        found = self.validate(eval_dataset)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        metrics[f"{metric_key_prefix}_score"] = sum(found.values())
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

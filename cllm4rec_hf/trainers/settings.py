@@ -25,6 +25,14 @@ def _of_trainers(name: str, text: str | None = None) -> Any:
     return _setting(own.default, text or own.metadata["help"])
 
 
+_FILLED_LATER = ("row_sparse", "sampled_softmax_above")
+
+
+def _by_preset(name: str) -> Any:
+    """A setting of the trainers that presets fill."""
+    return _setting(None, CLLM4RecTrainingArguments.__dataclass_fields__[name].metadata["help"])
+
+
 # the data is told by its fingerprint, and where it lay concerns nobody else; the others change speed, memory and the
 # log, and the result by rounding alone
 _OUTSIDE = (
@@ -62,8 +70,8 @@ class RecipeSettings:
     )
     report_to: str = _setting("none", "Experiment trackers of the Trainer, comma-separated, e.g. tensorboard,trackio.")
     logging_steps: int | None = _setting(None, "Optimizer steps between two logs; by default one log an epoch.")
-    row_sparse: bool = _of_trainers("row_sparse")
-    sampled_softmax_above: int = _of_trainers("sampled_softmax_above")
+    row_sparse: bool | None = _by_preset("row_sparse")
+    sampled_softmax_above: int | None = _by_preset("sampled_softmax_above")
     sampled_softmax_size: int = _of_trainers("sampled_softmax_size")
     tokens_per_pass: int | None = _of_trainers("tokens_per_pass")
     compile_layers: bool = _of_trainers("compile_layers")
@@ -217,8 +225,11 @@ class RecipeSettings:
         }
 
 
-# values of the settings that no preset fills
-SETTLED = {f.name: f.default for f in dataclasses.fields(RecipeSettings) if f.default is not None}
+# values of the settings that no preset fills, and of those that none filled at first
+SETTLED = {
+    **{f.name: f.default for f in dataclasses.fields(RecipeSettings) if f.default is not None},
+    **{name: CLLM4RecTrainingArguments.__dataclass_fields__[name].default for name in _FILLED_LATER},
+}
 
 
 def parse_settings(argv: list[str]) -> RecipeSettings:

@@ -34,7 +34,8 @@ def text_states(data: PreparedData, settings: Any) -> np.ndarray | None:
         settings: the run's; `backbone`, `backbone_revision`, `num_layers` and `dtype` are read.
 
     Returns:
-        [J, d] float32, zeros for items without text; None when there are no words at all.
+        [J, d] float32, zeros for items without text; None when fewer than two items have words, which then differ from
+        nothing.
     """
     documents = item_documents(data)
     if not any(documents):
@@ -47,14 +48,17 @@ def text_states(data: PreparedData, settings: Any) -> np.ndarray | None:
     length = min(_LONGEST_TEXT, max(_SHORTEST_TEXT, _WORDS // data.num_items))
     ids = encoder.tokenize(documents, length)
     has_text = np.array([bool(row) for row in ids])
-    if not has_text.any():
+    if has_text.sum() < 2:
         return None
     window = min(_WINDOW, getattr(config, "max_position_embeddings", None) or _WINDOW)
     means, mean, covariance = _weighted_means(ids, encoder, layer, window)
     variances, directions = np.linalg.eigh(covariance - np.outer(mean, mean))
     deviations = np.sqrt(np.maximum(variances, _LEAST_VARIANCE * variances[-1]).clip(min=1e-12))
-    states = (means - means[has_text].mean(axis=0)) @ directions / deviations
-    return np.where(has_text[:, None], states, 0).astype(np.float32)
+    states = means.astype(np.float32)
+    states -= means[has_text].mean(axis=0).astype(np.float32)
+    states = states @ (directions / deviations).astype(np.float32)
+    states[~has_text] = 0
+    return states
 
 
 def _weighted_means(ids: list[list[int]], encoder: TextEncoder, layer: int, window: int) -> tuple[np.ndarray, ...]:

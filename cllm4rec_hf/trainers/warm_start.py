@@ -27,6 +27,8 @@ HISTORY_POWERS = (0.5, 1.0)
 MULTINOMIAL_RANK = 224
 # between models of one start, so that neighbouring seeds of a run share none
 _SEED_STEP = 1_000_003
+# catalogs of more items, whose users have short histories and whose models take longer, try fewer starts
+_FEW_ITEMS = 5000
 # the linear part's spread over the multinomial part's
 LINEAR_SHARES = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 
@@ -84,7 +86,7 @@ def fit_warm_start(
     Args:
         data: the prepared data.
         max_rank: highest rank, the backbone's hidden size.
-        method: of the linear part: `ease`, `svd` or `auto` (`ease` for catalogs of up to 12,500 items).
+        method: of the linear part: `ease`, `svd` or `auto` (`ease` for catalogs of up to 10,000 items).
         seed: seed of everything random.
         use_texts: whether the items' texts may have a part in it.
         states: [J, d] a language model's representation of the items' texts, zeros for items without any; or None.
@@ -103,7 +105,7 @@ def fit_warm_start(
     start = WarmStart(method, linear.queries, linear.keys, linear.text_weight, linear.settings, linear.score)
     fitted: dict[tuple[str, float], list[MultinomialStart]] = {}
     starts = [] if most_steps == 0 else _starts(data, texts, states, linear, seed)
-    repeats = affordable_repeats(data, most_steps)
+    repeats = affordable_repeats(data, len(starts) * len(RANKS), most_steps)
     for name, initial, power in tqdm(
         starts, desc="Item vectors", unit="start", delay=2, disable=not is_main_process()
     ):
@@ -115,7 +117,7 @@ def fit_warm_start(
         ]
     for power in HISTORY_POWERS:
         if ("texts", power) in fitted and ("states", power) in fitted:
-            # states alone do not compete: where validation preferred them to both together, it did so by chance
+            # states alone do not compete with words: where validation preferred them to both, it did so by chance
             fitted["texts and states", power] = [*fitted["texts", power], *fitted.pop(("states", power))]
     for (name, _), models in fitted.items():
         start = max(start, _mixed(method, name, models, linear, rank, score), key=lambda one: one.score)
@@ -144,10 +146,10 @@ def _starts(
         if rows is not None:
             left, singular, _ = randomized_svd(rows, min(max(RANKS), *rows.shape), random_state=seed)
             starts.append((name, left * np.sqrt(singular)))
-    if texts is None or data.num_items <= MAX_EASE_ITEMS:
+    if texts is None or data.num_items <= _FEW_ITEMS:
         order = np.argsort(-np.square(linear.keys).sum(axis=0), kind="stable")
         starts.append(("linear model", linear.keys[:, order[: max(RANKS)]]))
-    powers = HISTORY_POWERS if data.num_items <= MAX_EASE_ITEMS else HISTORY_POWERS[:1]
+    powers = HISTORY_POWERS if data.num_items <= _FEW_ITEMS else HISTORY_POWERS[:1]
     return [(name, initial, power) for name, initial in starts for power in powers]
 
 

@@ -9,6 +9,7 @@ from cllm4rec_hf.baselines.mult_vae import MultVAE
 from cllm4rec_hf.baselines.popularity import Popularity
 from cllm4rec_hf.baselines.selection import validation_score
 from cllm4rec_hf.baselines.text_svd import TextSVD
+from cllm4rec_hf.baselines.tfidf import TfidfNeighbours
 from cllm4rec_hf.evaluation.evaluator import Evaluator
 
 
@@ -45,9 +46,21 @@ def test_members_are_chosen_where_none_are_given(planted_data, monkeypatch):
     monkeypatch.setattr(TextEASE, "GRID", [{"ridge": 1e6, "text_weight": 1e-3}])
     monkeypatch.setattr(TextSVD, "GRID", [{"rank": 16}])
     monkeypatch.setattr(MultVAE, "GRID", [{"hidden_size": 16, "latent_size": 8, "max_epochs": 1}])
+    # the words' neighbours out of the way
+    monkeypatch.setattr(Blend, "GRID", [{"weight": 0.0}])
     first, second = Blend.choose(planted_data).model.members
     # the one of the two that validates better: that EASE is all ridge
     assert isinstance(first, TextSVD) and isinstance(second, MultVAE)
+
+
+def test_words_join_ease_with_text_rows_where_that_validates_better(planted_data, monkeypatch):
+    monkeypatch.setattr(TextEASE, "GRID", [{"ridge": 1e6, "text_weight": 1e-3}])
+    monkeypatch.setattr(TextSVD, "GRID", [{"rank": 1}])
+    monkeypatch.setattr(MultVAE, "GRID", [{"hidden_size": 16, "latent_size": 8, "max_epochs": 1}])
+    first, _ = Blend.choose(planted_data).model.members
+    # neither linear model knows much
+    assert isinstance(first, Blend)
+    assert [type(member) for member in first.members] == [TextEASE, TfidfNeighbours]
 
 
 def test_saved_and_loaded(tmp_path, planted_data, members):

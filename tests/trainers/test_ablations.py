@@ -59,6 +59,8 @@ def run(prepared, saved_backbone, tmp_path_factory):
         starts = []
 
         def note(self):
+            for collator in (self.collaborative_collator, self.recommendation_collator):
+                assert collator.reorder == (ablation != "llm-fixord")
             starts.append({name: value.detach().clone() for name, value in self.model.state_dict().items()})
             return original(self)
 

@@ -32,7 +32,7 @@ def state(recipe):
 def test_the_state_that_ranks_better_on_validation_goes_on(started, center_hidden, recipe, monkeypatch):
     recipe.settings.center_hidden = center_hidden
     scores, seen = iter([0.5, started]), {}
-    monkeypatch.setattr(RecommendationTrainer, "evaluate", lambda *_, **__: {"eval_score": next(scores)})
+    monkeypatch.setattr(RecommendationTrainer, "validate", lambda *_, **__: {"recall@20": next(scores), "ndcg@100": 0})
     monkeypatch.setattr(RecommendationTrainer, "train", lambda *_, **__: seen.update(fine_tuned=state(recipe)))
     prepare, stage = Recipe._prepare_parts, Recipe._recommendation_stage
 

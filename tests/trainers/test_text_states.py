@@ -73,6 +73,12 @@ def test_without_texts_there_are_no_states(data, settings):
     assert text_states(data, settings) is None
 
 
+def test_a_single_text_is_no_representation_of_items(data, settings):
+    data.texts = Dataset.from_dict({"kind": ["item"], "user": [None], "item": [2], "text": ["a guitar"]})
+    assert text_states(data, settings) is None
+    assert np.isfinite(fit_warm_start(data, 16, states=None, most_steps=20).score)
+
+
 def test_states_that_know_the_tastes_help_where_texts_do_not(data, monkeypatch):
     """Two tastes: items of one half lie together, and neither the texts nor the linear model say so."""
     nothing = np.zeros((data.num_items, 1))

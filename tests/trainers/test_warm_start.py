@@ -80,7 +80,7 @@ def test_the_linear_part_of_full_rank_is_ease_with_users_weighted_and_items_damp
     assert start.score == pytest.approx(score(score.histories @ (start.queries @ start.keys.T)))
 
 
-def test_the_linear_part_is_the_best_along_either_setting_with_half_the_fits(data, monkeypatch):
+def test_the_linear_part_is_the_best_along_either_setting_with_fewer_fits(data, monkeypatch):
     fits = []
 
     def solve(gram, ridge):
@@ -90,7 +90,7 @@ def test_the_linear_part_is_the_best_along_either_setting_with_half_the_fits(dat
     monkeypatch.setattr(linear_start, "solve_ease", solve)
     score, texts = ValidationScore(data), item_text_matrix(data)
     start = fit_ease(data, texts, 512, score)
-    assert len(fits) <= len(RIDGES) * len(TEXT_WEIGHTS) / 2
+    assert len(fits) <= 2 * (len(RIDGES) + len(TEXT_WEIGHTS)) - 3
     interactions = data.histories("train").to_csr().astype(float)
     activity, popularity = interaction_counts(interactions, axis=1), interaction_counts(interactions, axis=0)
     gram = (interactions.T @ diags((activity / activity.mean()) ** -0.5) @ interactions).toarray()
@@ -186,10 +186,10 @@ def test_cheap_models_are_fitted_with_other_masks_and_averaged(data, monkeypatch
 
 
 def test_models_of_large_catalogs_are_fitted_once(data):
-    assert affordable_repeats(data) == 3
-    # 1,500 steps of 100 users on 200,000 items are all that is affordable
+    assert affordable_repeats(data, models=18) == 3
+    # 1,500 steps of 100 users on 200,000 items are all that a model may take
     data.num_items = 200_000
-    assert affordable_repeats(data) == 1 and affordable_repeats(data, most_steps=100) == 3
+    assert affordable_repeats(data, models=6) == 1 and affordable_repeats(data, models=6, most_steps=100) == 3
 
 
 def test_the_parts_are_added_up(data):
