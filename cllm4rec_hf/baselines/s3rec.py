@@ -54,6 +54,8 @@ class S3Rec(BERT4Rec):
     MIP: −log ς(F_tᵀ W e_i − F_tᵀ W e_i⁻) at the masked ones, i⁻ an item that the user does not have;
     SP: −log ς(sᵀ W s̃ − sᵀ W s̃⁻), s of the sequence with a segment masked, s̃ of this segment and s̃⁻ of a segment of
     another user. Losses are means over positions (AAP and MAP also divided by `attributes_per_item`) or users.
+    Attributes are the telling words of an item's text: prepared data holds texts, in which categories and brands are
+    words like others, where the paper's attributes are a column of their own.
     """
 
     config_class = S3RecConfig
