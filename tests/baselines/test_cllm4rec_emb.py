@@ -57,6 +57,14 @@ def test_scores_are_scaled_cosines_of_projected_embeddings_in_128_dimensions(fit
     assert scores[0, 4] == pytest.approx(expected, abs=1e-5)
 
 
+def test_the_loss_is_that_of_the_training_items(fitted):
+    histories = [np.array([1, 4]), np.array([2])]
+    log_p = np.log(np.exp(scores := fitted.score(np.array([7, 3]), histories)) / np.exp(scores).sum(axis=1)[:, None])
+    expected = -(log_p[0, 1] + log_p[0, 4] + log_p[1, 2]) / 2
+    loss = fitted.loss(torch.tensor([7, 3]), histories, 0.0, np.random.Generator(np.random.PCG64(0)))
+    assert loss.item() == pytest.approx(float(expected), rel=1e-4)
+
+
 def test_the_embeddings_stay_as_they_are(fitted, planted_data, checkpoint):
     fresh = CLLM4RecEmb.create(planted_data, checkpoint=checkpoint)
     for name in ("user_tokens", "item_tokens"):

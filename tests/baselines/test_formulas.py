@@ -230,6 +230,17 @@ def test_s3rec_masks_an_item_of_each_user_and_draws_what_he_lacks(s3rec, generat
     assert min(counts) == 1 and max(counts) > 1
 
 
+def test_s3rec_weighs_its_four_losses(s3rec, monkeypatch, generator):
+    parts = {"mip": 0.3, "map": 0.5, "aap": 0.7, "sp": 1.1}
+    monkeypatch.setattr(s3rec, "mip_loss", lambda *_: torch.tensor(parts["mip"]))
+    monkeypatch.setattr(s3rec, "sp_loss", lambda *_: torch.tensor(parts["sp"]))
+    monkeypatch.setattr(s3rec, "attribute_loss", lambda name, *_: torch.tensor(parts[name]))
+    for name, weight in (("mip", 2.0), ("map", 3.0), ("aap", 5.0), ("sp", 7.0)):
+        setattr(s3rec.config, f"{name}_weight", weight)
+    expected = 2 * 0.3 + 3 * 0.5 + 5 * 0.7 + 7 * 1.1
+    assert s3rec.pretraining_loss(HISTORIES, generator).item() == pytest.approx(expected)
+
+
 def test_attributes_are_the_top_words():
     from scipy.sparse import csr_matrix
 
@@ -280,6 +291,19 @@ def test_two_tower_scores(planted_data):
     items = tower("item_tower", np.hstack([w["items.weight"], w["item_texts"]]))
     expected = np.exp(w["log_scale"]) * users @ items.T
     np.testing.assert_allclose(model.score(np.array([3, 4]), HISTORIES), expected, atol=1e-4)
+
+
+def test_two_tower_loss_is_that_of_the_masked_items_given_the_rest(planted_data, monkeypatch, generator):
+    model = make(TwoTower, planted_data, embedding_size=6, text_size=5, hidden_size=7, output_size=4)
+    visible, masked = [HISTORIES[0][:2], HISTORIES[1][:1]], [HISTORIES[0][2:], HISTORIES[1][1:]]
+    asked = []
+    monkeypatch.setattr(
+        "cllm4rec_hf.baselines.two_tower.hold_out", lambda *given: asked.append(given) or (visible, masked)
+    )
+    logits = model.score(np.array([3, 4]), visible).astype(np.float64)
+    expected = -(interactions(planted_data, masked) * log_softmax(logits)).sum(axis=1).mean()
+    assert model.loss(torch.tensor([3, 4]), HISTORIES, 0.0, generator).item() == pytest.approx(expected, rel=1e-5)
+    assert asked == [(HISTORIES, (model.config.min_mask_share, model.config.max_mask_share), generator)]
 
 
 def test_two_tower_text_features_keep_the_cosines(planted_data):
