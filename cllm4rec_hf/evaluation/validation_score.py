@@ -1,5 +1,7 @@
 """The sum of Recall@20, Recall@40 and NDCG@100 on validation, fast enough to be asked for hundreds of times."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -52,10 +54,34 @@ class ValidationScore:
         Args:
             scores: [n, J] of the users' catalogs, higher is better; not changed.
         """
+        return float(self.per_user(scores).mean())
+
+    def per_user(self, scores: Tensor | np.ndarray) -> np.ndarray:
+        """The sum of the three metrics of each user, [n] float64.
+
+        Args:
+            scores: [n, J] of the users' catalogs, higher is better; not changed.
+        """
         scores = torch.as_tensor(scores, dtype=torch.float32).masked_fill(self._seen, -torch.inf)
         best = scores.topk(self._depth, dim=1).indices
         hits = self._relevant.gather(1, best).float()
         total = (hits * self._discounts).sum(dim=1) / self._ideal
         for k in (20, 40):
             total = total + hits[:, :k].sum(dim=1) / self._count.clamp(max=k)
-        return float(total.double().mean())
+        return total.double().numpy()
+
+
+def first_within_chance(candidates: Sequence[np.ndarray]) -> int:
+    """Index of the first candidate that the best one does not beat by more than a standard error.
+
+    The one-standard-error rule (Breiman, Friedman, Olshen, Stone: Classification and Regression Trees, 1984) by
+    paired differences: the best of many on validation owes something to luck, so the order says which is preferred
+    without evidence.
+
+    Args:
+        candidates: metrics of the same users by candidate, [n] each, the preferred ones first.
+    """
+    best = max(candidates, key=lambda values: values.mean())
+    differences = [best - values for values in candidates]
+    # the best one itself has neither difference nor error
+    return next(k for k, one in enumerate(differences) if one.mean() <= one.std() / np.sqrt(len(one)))

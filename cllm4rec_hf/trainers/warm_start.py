@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from ..baselines.selection import is_main_process
 from ..data.item_texts import item_text_matrix
 from ..data.prepared import Histories, PreparedData
-from ..evaluation.validation_score import CELLS, ValidationScore
+from ..evaluation.validation_score import CELLS, ValidationScore, first_within_chance
 from .linear_start import MAX_EASE_ITEMS, LinearStart, fit_ease, fit_svd
 from .multinomial_start import RANKS, MultinomialStart, affordable_repeats, fit_multinomial, mean_of
 
@@ -29,6 +29,7 @@ MULTINOMIAL_RANK = 224
 _SEED_STEP = 1_000_003
 # catalogs of more items, whose users have short histories and whose models take longer, try fewer starts
 _FEW_ITEMS = 5000
+_PREFERENCE = ("texts and states", "texts", "states", "linear model")
 # the linear part's spread over the multinomial part's
 LINEAR_SHARES = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 
@@ -81,7 +82,8 @@ def fit_warm_start(
     """Fit a linear and multinomial item models on the training pairs, and add them up.
 
     Item vectors start from the items' TF-IDF, from TF-IDF and, in models of their own that are averaged with these,
-    from the language model's states of the texts, or from the linear model. What ranks best on validation is taken.
+    from the language model's states of the texts, or from the linear model. Validation chooses among them, and how
+    much of the linear part is added, where the differences are more than chance.
 
     Args:
         data: the prepared data.
@@ -93,7 +95,7 @@ def fit_warm_start(
         most_steps: bound on the optimizer steps of a multinomial model, see `fit_multinomial`; 0 does without them.
 
     Returns:
-        The warm start that ranks best on validation.
+        The warm start; its score is the one on validation.
     """
     if method == "auto":
         method = "ease" if data.num_items <= MAX_EASE_ITEMS else "svd"
@@ -119,8 +121,9 @@ def fit_warm_start(
         if ("texts", power) in fitted and ("states", power) in fitted:
             # states alone do not compete with words: where validation preferred them to both, it did so by chance
             fitted["texts and states", power] = [*fitted["texts", power], *fitted.pop(("states", power))]
-    for (name, _), models in fitted.items():
-        start = max(start, _mixed(method, name, models, linear, rank, score), key=lambda one: one.score)
+    found = [_mixed(method, name, fitted[name, power], linear, rank, score) for name, power in _preferred(fitted)]
+    found.append((start, score.per_user(start.scores(score.histories))))
+    start = found[first_within_chance([values for _, values in found])][0]
     start.scale = _best_scale(data, start)
     chosen = ", ".join(f"{name} {value}" for name, value in start.settings.items())
     logger.info(
@@ -153,27 +156,36 @@ def _starts(
     return [(name, initial, power) for name, initial in starts for power in powers]
 
 
+def _preferred(fitted: dict[tuple[str, float], Any]) -> list[tuple[str, float]]:
+    """Names and powers of item vectors, the ones first that are taken where validation does not tell them apart."""
+    return sorted(fitted, key=lambda key: (_PREFERENCE.index(key[0]), HISTORY_POWERS.index(key[1])))
+
+
 def _mixed(
     method: str, name: str, models: list[MultinomialStart], linear: LinearStart, rank: int, score: ValidationScore
-) -> WarmStart:
-    """The mean of multinomial models and the linear part by the share that ranks best."""
+) -> tuple[WarmStart, np.ndarray]:
+    """The mean of multinomial models and as much of the linear part as pays, and each user's metrics on validation.
+
+    The linear part was chosen on the same validation items among many, so a share pays by chance, too.
+    """
     power = models[0].power
     keys, bias = mean_of(models, rank)
     vectors = WarmStart(method, keys, keys, linear.text_weight, bias=bias, power=power)
     added = WarmStart(method, linear.queries, linear.keys, linear.text_weight, power=power)
     first, second = (one.scores(score.histories) for one in (vectors, added))
     ratio = float(first.std() / max(second.std(), 1e-12))
-    found, share = max((score(first + share * ratio * second), -share) for share in LINEAR_SHARES)
-    share = -share
+    found = [score.per_user(first + share * ratio * second) for share in LINEAR_SHARES]
+    position = first_within_chance(found)
+    share, values = LINEAR_SHARES[position], found[position]
     settings = {"item vectors from": name, "history power": power, "linear share": share}
-    start = WarmStart(method, keys, keys, linear.text_weight, settings, found, bias, power)
+    start = WarmStart(method, keys, keys, linear.text_weight, settings, float(values.mean()), bias, power)
     if share:
         # as item tokens, both parts are of one size; the queries carry what they weigh
         size = np.linalg.norm(keys, axis=1).mean() / max(np.linalg.norm(linear.keys, axis=1).mean(), 1e-12)
         start.queries = np.concatenate([keys, share * ratio / size * linear.queries], axis=1)
         start.keys = np.concatenate([keys, size * linear.keys], axis=1)
         start.settings = {**linear.settings, **settings}
-    return start
+    return start, values
 
 
 def apply_warm_start(model: Any, start: WarmStart, seed: int = 0) -> None:

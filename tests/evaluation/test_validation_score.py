@@ -5,7 +5,7 @@ import pytest
 from datasets import Dataset
 
 from cllm4rec_hf import CLLM4RecError, Evaluator, PreparedData
-from cllm4rec_hf.evaluation.validation_score import ValidationScore
+from cllm4rec_hf.evaluation.validation_score import ValidationScore, first_within_chance
 
 
 @pytest.fixture
@@ -39,3 +39,26 @@ def test_without_validation_nothing_can_be_chosen(data):
     data.interactions = Dataset.from_pandas(table[table["split"] != "validation"], preserve_index=False)
     with pytest.raises(CLLM4RecError, match="No user has validation items"):
         ValidationScore(data)
+
+
+def test_each_users_metrics_have_the_score_as_their_mean(data):
+    score = ValidationScore(data)
+    scores = np.random.default_rng(2).normal(size=(len(score.users), data.num_items))
+    values = score.per_user(scores)
+    assert values.shape == (len(score.users),) and values.mean() == pytest.approx(score(scores))
+    alone = [score.per_user(np.where(np.arange(len(scores))[:, None] == k, scores, 0.0))[k] for k in range(3)]
+    np.testing.assert_allclose(values[:3], alone)
+
+
+def test_the_first_candidate_stays_where_a_better_one_may_be_luck():
+    generator = np.random.default_rng(0)
+    first, noise = generator.uniform(size=400), generator.normal(size=400)
+    noise -= noise.mean()
+    error = noise.std() / np.sqrt(400)
+    # above the first by less than one standard error of the difference, and by more
+    lucky, better = first + noise + 0.9 * error, first + noise + 1.1 * error
+    assert first_within_chance([first, lucky]) == 0 and first_within_chance([lucky, first]) == 0
+    assert first_within_chance([first, better]) == 1 and first_within_chance([better, first]) == 0
+    # small differences that all users share are none of chance
+    assert first_within_chance([first, first + 1e-6]) == 1
+    assert first_within_chance([first]) == 0

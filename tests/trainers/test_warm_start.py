@@ -12,7 +12,7 @@ from cllm4rec_hf.baselines.text_svd import interaction_counts
 from cllm4rec_hf.evaluation.validation_score import ValidationScore
 from cllm4rec_hf.trainers import linear_start, warm_start
 from cllm4rec_hf.trainers.calibration import calibrate_head
-from cllm4rec_hf.trainers.linear_start import RIDGES, TEXT_WEIGHTS, fit_ease
+from cllm4rec_hf.trainers.linear_start import RIDGES, TEXT_WEIGHTS, LinearStart, fit_ease
 from cllm4rec_hf.trainers.multinomial_start import (
     MultinomialStart,
     _loss,
@@ -22,6 +22,8 @@ from cllm4rec_hf.trainers.multinomial_start import (
 )
 from cllm4rec_hf.trainers.warm_start import (
     WarmStart,
+    _mixed,
+    _preferred,
     apply_warm_start,
     fit_warm_start,
     item_text_matrix,
@@ -201,8 +203,27 @@ def test_the_parts_are_added_up(data):
     np.testing.assert_allclose(start.scores(lists), expected + (0 if start.bias is None else start.bias), rtol=1e-9)
     score = ValidationScore(data)
     assert start.score == pytest.approx(score(start.scores(score.histories)), abs=1e-6)
-    linear = fit_ease(data, item_text_matrix(data), 24 - multinomial_rank(24), score)
-    assert start.score >= linear.score
+
+
+def test_what_validation_does_not_tell_apart_is_taken_by_preference(data):
+    """Item vectors that rank nothing take the linear part in; good ones do without a linear part that ranks nothing."""
+    score, generator = ValidationScore(data), np.random.default_rng(0)
+    useful = fit_ease(data, item_text_matrix(data), 12, score)
+    half = np.where(np.arange(data.num_items) < data.num_items // 2, 1.0, -1.0)[:, None]
+    noise = 1e-3 * generator.normal(size=(data.num_items, 12))
+    useless = LinearStart(noise, noise, 0.0, {}, 0.0)
+    zeros = torch.zeros(data.num_items)
+    good = MultinomialStart(torch.from_numpy(half).float(), zeros, 0.5, 0.0, 1)
+    bad = MultinomialStart(torch.from_numpy(noise).float(), zeros, 0.5, 0.0, 1)
+    start, values = _mixed("ease", "texts", [good], useless, 8, score)
+    assert start.settings["linear share"] == 0 and start.keys.shape[1] == 1
+    assert values.mean() == pytest.approx(start.score) == score(start.scores(score.histories))
+    assert _mixed("ease", "texts", [bad], useful, 8, score)[0].settings["linear share"] > 0
+
+
+def test_both_representations_of_texts_are_preferred_to_one_and_adding_up_evidence_to_means():
+    fitted = dict.fromkeys([("linear model", 0.5), ("texts", 1.0), ("texts and states", 1.0), ("texts", 0.5)])
+    assert _preferred(fitted) == [("texts and states", 1.0), ("texts", 0.5), ("texts", 1.0), ("linear model", 0.5)]
 
 
 @pytest.mark.parametrize("family", ["llama", "t5"])
