@@ -225,7 +225,8 @@ def markdown(summary: dict[str, Any]) -> str:
         "Means over seeds ± half of the 95 % t-interval. ▲ significantly better than the best other baseline on that "
         "metric, ▼ significantly worse: by the paired bootstrap over users, seeds pooled, 95 %; the best is the one "
         "that is strongest on this very split. Training time includes the choice of hyper-parameters on validation; "
-        "each method ran in a process of its own, whose peak memory this is.",
+        "each method ran in a process of its own, whose peak memory this is. Where the language model read the same "
+        "texts for a row before, its states come from the cache, and the training is that much shorter.",
     ]
     lines += [
         f"\n{row['label']} is made of the checkpoint of {row['checkpoint_of']}, whose training is not in its time."

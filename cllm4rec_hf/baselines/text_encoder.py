@@ -1,5 +1,6 @@
 """Hidden states of texts under a pretrained language model that is read, not trained."""
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -47,6 +48,14 @@ class TextEncoder:
     def hidden_size(self) -> int:
         """Width d of the states."""
         return int(self.model.config.hidden_size)
+
+    def fingerprint(self) -> str:
+        """What tells the weights from others: a hash of each one's name, shape, sum and norm, to six digits."""
+        parts = [str(self.model.dtype), *map(str, self.layers)]
+        for name, weight in self.model.state_dict().items():
+            numbers = weight.double()
+            parts.append(f"{name} {tuple(weight.shape)} {numbers.sum().item():.5e} {numbers.norm().item():.5e}")
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
     def tokenize(self, texts: list[str], max_length: int) -> list[list[int]]:
         """Token ids of each text, at most `max_length`; none for an empty text."""

@@ -1,15 +1,26 @@
 """What the backbone makes of the items' texts: a start for item vectors, and so for item tokens."""
 
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from ..baselines.text_encoder import TextEncoder
+from ..data.arrow_cache import cache_root, read_or_write
 from ..data.item_texts import item_documents
 from ..data.prepared import PreparedData
 from ..modeling.backbone_cllm4rec import load_backbone_config
 from .building import choose_dtype
+
+logger = logging.getLogger(__name__)
+
+# raised when the same words come to give other states
+_VERSION = 1
 
 # blocks that the words pass through: deeper states of a causal model turn to the next word
 _LAYER = 6
@@ -27,7 +38,8 @@ def text_states(data: PreparedData, settings: Any) -> np.ndarray | None:
 
     A word's state counts with the word's inverse document frequency, as in TF-IDF. Hidden states share one large
     direction and vary in few; less their mean over the items and divided by the words' standard deviation along each
-    principal direction, all directions count alike.
+    principal direction, all directions count alike. They are kept in the cache of `datasets`, where the next run on
+    the same words and weights finds them.
 
     Args:
         data: the prepared data.
@@ -51,6 +63,41 @@ def text_states(data: PreparedData, settings: Any) -> np.ndarray | None:
     if has_text.sum() < 2:
         return None
     window = min(_WINDOW, getattr(config, "max_position_embeddings", None) or _WINDOW)
+    words = hashlib.sha256(json.dumps(ids).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([_VERSION, words, encoder.fingerprint(), window]).encode()).hexdigest()[:32]
+    return _cached(key, lambda: _whitened_means(ids, encoder, layer, window))
+
+
+def _cached(key: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """An array [J, d] float32 by its key in the cache; computed where the cache lacks it or cannot be used."""
+    import datasets
+    import pyarrow as pa
+
+    if not datasets.is_caching_enabled():
+        return compute()
+    fresh = None
+
+    def write(file: Path) -> None:
+        nonlocal fresh
+        fresh = compute()
+        rows = pa.FixedSizeListArray.from_arrays(pa.array(fresh.ravel()), fresh.shape[1])
+        table = pa.table({"states": rows})
+        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as stream:
+            stream.write_table(table)
+
+    entry = cache_root() / f"states-{key}"
+    try:
+        table = read_or_write(entry, "states.arrow", write, "items' states", "reading their texts")
+    except (OSError, NotImplementedError) as error:
+        logger.warning("The states of the items' texts cannot be kept in %s (%s)", entry.parent, error)
+        return compute() if fresh is None else fresh
+    column = table.data.column("states").combine_chunks()
+    return np.array(column.flatten()).reshape(len(column), -1)
+
+
+def _whitened_means(ids: list[list[int]], encoder: TextEncoder, layer: int, window: int) -> np.ndarray:
+    """The states [J, d] float32 of texts as token ids."""
+    has_text = np.array([bool(row) for row in ids])
     means, mean, covariance = _weighted_means(ids, encoder, layer, window)
     variances, directions = np.linalg.eigh(covariance - np.outer(mean, mean))
     deviations = np.sqrt(np.maximum(variances, _LEAST_VARIANCE * variances[-1]).clip(min=1e-12))

@@ -1,11 +1,14 @@
 """Item vectors that start from the language model's states of the items' texts."""
 
+import shutil
 from collections import Counter
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
 
 from cllm4rec_hf import PreparedData
 from cllm4rec_hf.baselines.text_encoder import TextEncoder
@@ -66,6 +69,57 @@ def test_states_are_whitened_means_in_which_rare_words_weigh_more(data, settings
     centred = means - means.mean(axis=0)
     expected = centred @ np.linalg.pinv(words, rcond=1e-5, hermitian=True) @ centred.T
     np.testing.assert_allclose(states[1:] @ states[1:].T, expected, atol=2e-2 * np.abs(expected).max())
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache directory of this test's own."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+def test_the_next_run_finds_the_states_of_the_same_words_and_weights(data, settings, cache, tmp_path, monkeypatch):
+    first, read = text_states(data, settings), []
+    whole = TextEncoder.read
+    monkeypatch.setattr(TextEncoder, "read", lambda *args: read.append(1) or whole(*args))
+    again = text_states(data, settings)
+    assert not read and np.array_equal(first, again) and again.dtype == np.float32
+    again[0] = 7.0
+    # other words, other weights in the same place
+    rows = data.texts.to_list()
+    rows[0] = {**rows[0], "text": "a noisy guitar"}
+    data.texts = Dataset.from_list(rows)
+    assert not np.array_equal(text_states(data, settings), first) and len(read) == 1
+    moved = shutil.copytree(settings.backbone, tmp_path / "backbone")
+    here = SimpleNamespace(**{**vars(settings), "backbone": str(moved)})
+    text_states(data, here)
+    assert len(read) == 1
+    weights = load_file(moved / "model.safetensors")
+    # T5 is read at its encoder
+    name = next(name for name in weights if name.endswith(("q_proj.weight", "q.weight")) and "decoder" not in name)
+    save_file({**weights, name: weights[name] * 1.5}, moved / "model.safetensors", {"format": "pt"})
+    text_states(data, here)
+    assert len(read) == 2
+
+
+def test_states_that_were_damaged_are_read_again(data, settings, cache, caplog):
+    first = text_states(data, settings)
+    (file,) = cache.rglob("states.arrow")
+    file.write_bytes(file.read_bytes()[:-40])
+    assert np.array_equal(text_states(data, settings), first) and "damaged; reading their texts again" in caplog.text
+
+
+def test_without_a_cache_there_are_states_all_the_same(data, settings, cache, caplog):
+    cache.mkdir()
+    (cache / "cllm4rec").write_text("no directory")
+    states = text_states(data, settings)
+    assert np.isfinite(states).all() and "cannot be kept in" in caplog.text
+    (cache / "cllm4rec").unlink()
+    datasets.disable_caching()
+    try:
+        assert np.array_equal(text_states(data, settings), states) and not list(cache.rglob("*.arrow"))
+    finally:
+        datasets.enable_caching()
 
 
 def test_without_texts_there_are_no_states(data, settings):
