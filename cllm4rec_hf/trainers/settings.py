@@ -60,7 +60,7 @@ class RecipeSettings:
     num_layers: int | None = _setting(None, "Use only the backbone's first so many layers; all by default.")
     preset: str = _setting("default", "Recipe that fills the settings left out: default or paper.")
     ablation: str | None = _setting(None, f"Named settings that win over all others: {', '.join(ABLATIONS)}.")
-    dtype: str = _setting("auto", "Backbone's dtype: auto (bfloat16 where the machine has it), bfloat16 or float32.")
+    dtype: str = _setting("auto", "Backbone's dtype: auto (bfloat16 where it is faster), bfloat16 or float32.")
     quantization: str | None = _setting(None, "Hold the frozen backbone in int8 or int4; its dtype by default.")
     attn_implementation: str = _setting("auto", "Attention of the backbone: auto, eager, sdpa, …")
     seed: int = _setting(0, "Seed of everything random.")
