@@ -22,12 +22,13 @@ from ..data.prepared import PreparedData
 from ..data.prompts import PromptBuilder
 from ..errors import CLLM4RecError
 from ..evaluation.evaluator import Evaluator
+from ..evaluation.validation_score import first_within_chance
 from .arguments import ContentArguments, MutualRegularizationArguments, RecommendationArguments
 from .building import backbone_config, build
 from .calibration import calibrate_head
 from .content import ContentTrainer
 from .mutual_regularization import MutualRegularizationTrainer
-from .recommendation import RecommendationTrainer
+from .recommendation import RecommendationTrainer, user_scores
 from .settings import SETTLED, RecipeSettings
 from .text_states import text_states
 from .tracking import RUNS_DIRECTORY, check_trackers, place_curves
@@ -287,20 +288,23 @@ class Recipe:
         self.processes.wait_for_everyone()
 
     def _choose_start(self, trainer: RecommendationTrainer) -> None:
-        """Give item tokens and head back what the warm start gave them, where that ranks better on validation."""
-        pretrained, state = sum(trainer.validate().values()), self._ranking_state()
+        """Give item tokens and head back what the warm start gave them, unless pretraining made them rank better.
+
+        Better on validation, and by more than a standard error, see `first_within_chance`.
+        """
+        pretrained, state = user_scores(trainer.validate()), self._ranking_state()
         # the collaborative task's calibration was measured in pretraining and stays
         start = load_file(self._start_file).items()
         kept = {name: x for name, x in start if not name.startswith("item_head.collaborative_")}
         self.model.load_state_dict(kept, strict=False)
         self._calibrate(trainer, self.settings.initial_lm_share)
-        started = sum(trainer.validate().values())
-        better = started > pretrained
+        started = user_scores(trainer.validate())
+        stays = first_within_chance([started, pretrained]) == 0
         logger.info(
             "Validation score %.4f after pretraining, %.4f by the warm start: %s goes on",
-            pretrained, started, "the warm start" if better else "pretraining",
+            pretrained.mean(), started.mean(), "the warm start" if stays else "pretraining",
         )  # fmt: skip
-        if not better:
+        if not stays:
             self.model.load_state_dict(state, strict=False)
 
     def _arguments(self, directory: Path, epochs: float | None, learning_rate: float | None) -> dict[str, Any]:

@@ -1,17 +1,21 @@
 """Stage 3: recommendation fine-tuning, alternating with C-steps, validated by full ranking."""
 
-import json
 import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from safetensors.numpy import load_file as load_arrays
+from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 from transformers.integrations.integration_utils import default_logdir
 
 from ..data.collators import ContentCollator, RecommendationCollator, TaskCollator
 from ..data.corpora import ContentCorpus, InteractionCorpus
 from ..errors import CLLM4RecError
+from ..evaluation.result import EvaluationResult
+from ..evaluation.validation_score import first_within_chance
 from ..inference.ranker import ModelRanker
 from .arguments import RecommendationArguments
 from .base import CLLM4RecTrainer
@@ -19,7 +23,7 @@ from .tracking import place_curves
 
 logger = logging.getLogger(__name__)
 
-_START, _LEARNED, _SCORES = "start", "learned.safetensors", "scores.json"
+_START, _LEARNED, _VALUES = "start", "learned.safetensors", "values.safetensors"
 
 
 class RecommendationTrainer(CLLM4RecTrainer):
@@ -63,7 +67,10 @@ class RecommendationTrainer(CLLM4RecTrainer):
         self.ranker = ModelRanker(self.model, collator.prompts, collator.max_length)
 
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
-        """Train as `Trainer.train` does; the state before the first step competes for the best epoch, too.
+        """Train as `Trainer.train` does; the best epoch must rank better than the state before the first step.
+
+        It must do so by more than a standard error, see `first_within_chance`: of several epochs the best one on
+        validation owes something to luck.
 
         Args:
             resume_from_checkpoint: checkpoint to go on from, or None.
@@ -74,35 +81,44 @@ class RecommendationTrainer(CLLM4RecTrainer):
         place_curves(self, Path(self.args.output_dir or ".") / default_logdir())
         # an interrupted run keeps its own start; any other directory of that name is of another model
         if keeps_best and not (resume_from_checkpoint and (start / _LEARNED).is_file()):
-            metrics = self.evaluate()
+            self.evaluate()
             if self.is_world_process_zero():
                 shutil.rmtree(start, ignore_errors=True)
                 beside = start.with_name(f"{_START}.part")
                 beside.mkdir(parents=True, exist_ok=True)
                 save_file({name: x.contiguous() for name, x in self.learned_state().items()}, beside / _LEARNED)
-                (beside / _SCORES).write_text(json.dumps(metrics))
+                save_arrays({"values": self._compared(self._validated)}, beside / _VALUES)
                 beside.replace(start)
             self.accelerator.wait_for_everyone()
         result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         if keeps_best:
-            name = f"eval_{str(self.args.metric_for_best_model).removeprefix('eval_')}"
-            before = json.loads((start / _SCORES).read_text())[name]
-            best = self.state.best_metric
-            sign = 1 if self.args.greater_is_better else -1
-            if best is None or sign * before >= sign * best:
-                logger.info("No epoch ranked better on validation than the start (%s %.4f); it is kept", name, before)
+            before = load_arrays(start / _VALUES)["values"]
+            # of the best epoch, whose state has been loaded
+            after = self._compared(self.validate())
+            if first_within_chance([before, after]) == 0:
+                logger.info(
+                    "The best epoch ranks no better on validation than the start by more than chance (%.4f and %.4f); "
+                    "the start is kept",
+                    after.mean(), before.mean(),
+                )  # fmt: skip
                 self.model.load_state_dict(load_file(start / _LEARNED), strict=False)
         return result
 
-    def validate(self, evaluator: Any = None) -> dict[str, float]:
-        """The metrics of the present state, which no log and no callback hears of.
+    def _compared(self, found: EvaluationResult) -> np.ndarray:
+        """What states are compared by, [n] float64: each user's metric for the best model, higher is better."""
+        name = str(self.args.metric_for_best_model).removeprefix("eval_")
+        values = user_scores(found) if name == "score" else found.per_user[name]
+        return values if self.args.greater_is_better else -values
+
+    def validate(self, evaluator: Any = None) -> EvaluationResult:
+        """The present state's result on validation, which no log and no callback hears of.
 
         Args:
             evaluator: another one than the trainer's own.
         """
         shared = {"accelerator": self.accelerator} if self.accelerator.num_processes > 1 else {}
         with self.whole_backbone():
-            return (evaluator or self.evaluator).evaluate(self.ranker, bootstrap=False, **shared).metrics
+            return (evaluator or self.evaluator).evaluate(self.ranker, bootstrap=False, **shared)
 
     def evaluate(  # type: ignore[override]
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -117,9 +133,15 @@ class RecommendationTrainer(CLLM4RecTrainer):
         Returns:
             The metrics and `…_score`, their sum.
         """
-        found = self.validate(eval_dataset)
+        self._validated = self.validate(eval_dataset)
+        found = self._validated.metrics
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         metrics[f"{metric_key_prefix}_score"] = sum(found.values())
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+def user_scores(result: EvaluationResult) -> np.ndarray:
+    """The sum of each user's metrics, [n] float64."""
+    return np.sum(list(result.per_user.values()), axis=0)

@@ -21,13 +21,13 @@ from .multinomial_start import RANKS, MultinomialStart, affordable_repeats, fit_
 logger = logging.getLogger(__name__)
 
 # powers of a history's length that its sum is divided by: the mean for 1, and in between evidence adds up slowly
-HISTORY_POWERS = (0.5, 1.0)
+HISTORY_POWERS = (0.75, 1.0)
 # of the multinomial part, as far as that leaves half of the backbone's dimensions to the linear part; more changed no
 # score
 MULTINOMIAL_RANK = 224
 # between models of one start, so that neighbouring seeds of a run share none
 _SEED_STEP = 1_000_003
-# catalogs of more items, whose users have short histories and whose models take longer, try fewer starts
+# catalogs of more items, whose models take longer, try fewer starts and the mean alone
 _FEW_ITEMS = 5000
 _PREFERENCE = ("texts and states", "texts", "states", "linear model")
 # the linear part's spread over the multinomial part's
@@ -152,7 +152,7 @@ def _starts(
     if texts is None or data.num_items <= _FEW_ITEMS:
         order = np.argsort(-np.square(linear.keys).sum(axis=0), kind="stable")
         starts.append(("linear model", linear.keys[:, order[: max(RANKS)]]))
-    powers = HISTORY_POWERS if data.num_items <= _FEW_ITEMS else HISTORY_POWERS[:1]
+    powers = HISTORY_POWERS if data.num_items <= _FEW_ITEMS else HISTORY_POWERS[-1:]
     return [(name, initial, power) for name, initial in starts for power in powers]
 
 

@@ -1,9 +1,11 @@
 """What fine-tuning starts from: the pretrained state, or the warm start's where that ranks better."""
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from cllm4rec_hf.evaluation.result import EvaluationResult
 from cllm4rec_hf.trainers.recipe import Recipe
 from cllm4rec_hf.trainers.recommendation import RecommendationTrainer
 from cllm4rec_hf.trainers.settings import RecipeSettings
@@ -27,12 +29,20 @@ def state(recipe):
     return {name: x.clone() for name, x in recipe._ranking_state().items()}
 
 
+def result(score, users=5):
+    metrics = {"recall@20": score, "ndcg@100": 0.0}
+    per_user = {name: np.full(users, value) for name, value in metrics.items()}
+    return EvaluationResult("validation", users, metrics, {}, per_user, np.arange(users))
+
+
 @pytest.mark.parametrize("center_hidden", [True, False])
 @pytest.mark.parametrize("started", [0.4, 0.5, 0.6])
-def test_the_state_that_ranks_better_on_validation_goes_on(started, center_hidden, recipe, monkeypatch):
+def test_the_warm_start_goes_on_unless_pretraining_ranks_better_on_validation(
+    started, center_hidden, recipe, monkeypatch
+):
     recipe.settings.center_hidden = center_hidden
     scores, seen = iter([0.5, started]), {}
-    monkeypatch.setattr(RecommendationTrainer, "validate", lambda *_, **__: {"recall@20": next(scores), "ndcg@100": 0})
+    monkeypatch.setattr(RecommendationTrainer, "validate", lambda *_, **__: result(next(scores)))
     monkeypatch.setattr(RecommendationTrainer, "train", lambda *_, **__: seen.update(fine_tuned=state(recipe)))
     prepare, stage = Recipe._prepare_parts, Recipe._recommendation_stage
 
@@ -47,14 +57,14 @@ def test_the_state_that_ranks_better_on_validation_goes_on(started, center_hidde
     monkeypatch.setattr(Recipe, "_prepare_parts", note_start)
     monkeypatch.setattr(Recipe, "_recommendation_stage", note_pretrained)
     recipe.run()
-    expected = seen["started" if started > 0.5 else "pretrained"]
+    expected = seen["started" if started >= 0.5 else "pretrained"]
     # the language model's share is measured anew
-    for name in RANKING if started > 0.5 else (*RANKING, "item_head.log_logit_scale"):
+    for name in RANKING if started >= 0.5 else (*RANKING, "item_head.log_logit_scale"):
         torch.testing.assert_close(seen["fine_tuned"][name], expected[name], rtol=0, atol=0, msg=name)
     if center_hidden:
         # the calibration that pretraining measured for its own task is there in either case
         assert seen["fine_tuned"]["item_head.collaborative_mean"].any()
-    other = seen["pretrained" if started > 0.5 else "started"]
+    other = seen["pretrained" if started >= 0.5 else "started"]
     assert not torch.equal(
         other["collaborative_item_embeddings.weight"], expected["collaborative_item_embeddings.weight"]
     )

@@ -1,5 +1,6 @@
 """One optimizer step: what moves, what does not, and what must not change the gradient."""
 
+import numpy as np
 import pytest
 import torch
 from transformers import TrainerCallback
@@ -12,6 +13,7 @@ from cllm4rec_hf import (
     RecommendationArguments,
     RecommendationTrainer,
 )
+from cllm4rec_hf.evaluation.result import EvaluationResult
 from cllm4rec_hf.trainers.row_adamw import RowAdamW
 from tests.trainers.parts import make_parts, tables
 
@@ -218,23 +220,48 @@ def test_checkpoints_hold_no_pickled_arguments_and_no_backbone(base_tokenizer, t
         assert not [key for key in file.keys() if key.startswith("backbone.")]  # noqa: SIM118
 
 
-def test_another_model_in_the_same_directory_keeps_its_own_start(base_tokenizer, tmp_path):
-    class Flat:
-        def evaluate(self, ranker, bootstrap):
-            return type("Result", (), {"metrics": {"recall@20": 0.5}})
+class Judge:
+    """Gives each state in turn the next of some scores, user by user."""
 
+    def __init__(self, *scores):
+        self.scores = iter(scores)
+
+    def evaluate(self, ranker, bootstrap):
+        values = np.asarray(next(self.scores), dtype=float)
+        metrics, per_user = {"recall@20": values.mean()}, {"recall@20": values}
+        return EvaluationResult("validation", len(values), metrics, {}, per_user, np.arange(len(values)))
+
+
+def judged(base_tokenizer, directory, judge, seed=0):
+    """A model after one epoch of fine-tuning, and its tables before."""
     settings = {"per_device_train_batch_size": 4, "num_train_epochs": 1, "save_strategy": "epoch"}
     settings |= {"eval_strategy": "epoch", "load_best_model_at_end": True}
+    parts = make_parts(base_tokenizer, seed=seed)
+    before = tables(parts.model)
+    trainer = RecommendationTrainer(
+        parts.model, arguments(RecommendationArguments, directory, **settings), parts.recommendation,
+        parts.recommendation_collator, evaluator=judge,
+    )  # fmt: skip
+    trainer.train()
+    return before, tables(parts.model)
+
+
+def test_another_model_in_the_same_directory_keeps_its_own_start(base_tokenizer, tmp_path):
     for seed in (0, 1):
-        parts = make_parts(base_tokenizer, seed=seed)
-        before = tables(parts.model)
-        trainer = RecommendationTrainer(
-            parts.model, arguments(RecommendationArguments, tmp_path, **settings), parts.recommendation,
-            parts.recommendation_collator, evaluator=Flat(),
-        )  # fmt: skip
-        trainer.train()
         # no epoch ranks better than the start, so the start is what is left
-        assert not moved(before, tables(parts.model)), seed
+        before, after = judged(base_tokenizer, tmp_path, Judge([0.5], [0.5], [0.5]), seed)
+        assert not moved(before, after), seed
+
+
+@pytest.mark.parametrize(("gains", "kept"), [([0.3, -0.2, 0.1], True), ([0.3, 0.1, 0.2], False)])
+def test_an_epoch_takes_the_starts_place_where_it_ranks_better_by_more_than_chance(
+    gains, kept, base_tokenizer, tmp_path
+):
+    start = np.array([0.2, 0.5, 0.6])
+    trained = start + gains
+    assert trained.mean() > start.mean()
+    before, after = judged(base_tokenizer, tmp_path, Judge(start, trained, trained))
+    assert bool(moved(before, after)) is not kept
 
 
 def test_tables_go_back_to_dense_gradients_for_another_optimizer(base_tokenizer, tmp_path):
