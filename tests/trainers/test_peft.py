@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from cllm4rec_hf import CLLM4RecError, CLLM4RecForRecommendation, RecommendationArguments, RecommendationTrainer
 from cllm4rec_hf.inference.ranker import ModelRanker
 from cllm4rec_hf.trainers.calibration import calibrate_head
-from tests.trainers.parts import make_parts, tables
+from tests.trainers.parts import Judge, make_parts, tables
 from tests.trainers.test_steps import FAMILIES, arguments, moved, trainer_of
 
 peft = pytest.importorskip("peft")
@@ -129,17 +129,11 @@ def test_resuming_gives_the_same_adapters_and_tables_to_the_last_bit(base_tokeni
 def test_the_best_epoch_comes_back_with_its_adapters(best, base_tokenizer, tmp_path):
     parts = parts_with_adapters(base_tokenizer, tmp_path)
 
-    class Scripted:
-        epoch = -1
-
-        def evaluate(self, ranker, bootstrap):
-            self.epoch += 1
-            return type("Result", (), {"metrics": {"recall@20": 0.5 + (self.epoch == best)}})
-
+    scores = [[1.5 if epoch == best else 0.5] for epoch in range(3)]
     settings = SETTINGS | {"save_strategy": "epoch", "eval_strategy": "epoch", "load_best_model_at_end": True}
     trainer = RecommendationTrainer(
         parts.model, arguments(RecommendationArguments, tmp_path / "run", **settings), parts.recommendation,
-        parts.recommendation_collator, evaluator=Scripted(),
+        parts.recommendation_collator, evaluator=Judge(*scores, max(scores[1:])),
     )  # fmt: skip
     states = [tables(parts.model)]
 

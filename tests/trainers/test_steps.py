@@ -13,9 +13,8 @@ from cllm4rec_hf import (
     RecommendationArguments,
     RecommendationTrainer,
 )
-from cllm4rec_hf.evaluation.result import EvaluationResult
 from cllm4rec_hf.trainers.row_adamw import RowAdamW
-from tests.trainers.parts import make_parts, tables
+from tests.trainers.parts import Judge, make_parts, tables
 
 FAMILIES = ("gpt2", "llama", "t5")
 
@@ -218,18 +217,6 @@ def test_checkpoints_hold_no_pickled_arguments_and_no_backbone(base_tokenizer, t
 
     with safe_open(checkpoint / "model.safetensors", "pt") as file:
         assert not [key for key in file.keys() if key.startswith("backbone.")]  # noqa: SIM118
-
-
-class Judge:
-    """Gives each state in turn the next of some scores, user by user."""
-
-    def __init__(self, *scores):
-        self.scores = iter(scores)
-
-    def evaluate(self, ranker, bootstrap):
-        values = np.asarray(next(self.scores), dtype=float)
-        metrics, per_user = {"recall@20": values.mean()}, {"recall@20": values}
-        return EvaluationResult("validation", len(values), metrics, {}, per_user, np.arange(len(values)))
 
 
 def judged(base_tokenizer, directory, judge, seed=0):

@@ -15,7 +15,7 @@ import pytest
 from cllm4rec_hf.cli import main
 from cllm4rec_hf.trainers.arguments import RecommendationArguments
 from cllm4rec_hf.trainers.recommendation import RecommendationTrainer
-from tests.trainers.parts import make_parts
+from tests.trainers.parts import Judge, make_parts
 
 SPEED = {"tokens_per_second", "documents_per_second", "padding_share", "eta_seconds", "peak_memory_mb"}
 PARTS = {
@@ -109,12 +109,8 @@ def test_a_trainer_without_the_recipe_keeps_its_curves_in_its_output_directory(b
         str(tmp_path / "out"), num_train_epochs=1, report_to="tensorboard", use_cpu=True, disable_tqdm=True
     )
 
-    class Evaluator:
-        def evaluate(self, ranker, **kwargs):
-            return types.SimpleNamespace(metrics={"recall@20": 0.25})
-
     trainer = RecommendationTrainer(
-        parts.model, args, parts.recommendation, parts.recommendation_collator, evaluator=Evaluator()
+        parts.model, args, parts.recommendation, parts.recommendation_collator, evaluator=Judge([0.25], [0.25], [0.25])
     )
     trainer.train()
     assert not (tmp_path / "runs").exists()

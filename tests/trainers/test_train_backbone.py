@@ -10,7 +10,7 @@ from cllm4rec_hf import CLLM4RecForRecommendation, RecommendationArguments, Reco
 from cllm4rec_hf.data.corpora import DocumentKey
 from cllm4rec_hf.inference.ranker import ModelRanker
 from cllm4rec_hf.modeling.attention_cllm4rec import attends_by_document
-from tests.trainers.parts import make_parts, tables
+from tests.trainers.parts import Judge, make_parts, tables
 from tests.trainers.test_steps import arguments, moved, trainer_of
 
 FAMILIES = ("gpt2", "llama", "llama-untied", "t5")
@@ -127,17 +127,11 @@ def test_resuming_gives_the_same_weights_to_the_last_bit(base_tokenizer, tmp_pat
 def test_the_best_epoch_comes_back_with_its_backbone(best, base_tokenizer, tmp_path):
     parts = parts_that_train(base_tokenizer)
 
-    class Scripted:
-        epoch = -1
-
-        def evaluate(self, ranker, bootstrap):
-            self.epoch += 1
-            return type("Result", (), {"metrics": {"recall@20": 0.5 + (self.epoch == best)}})
-
+    scores = [[1.5 if epoch == best else 0.5] for epoch in range(3)]
     settings = SETTINGS | {"save_strategy": "epoch", "eval_strategy": "epoch", "load_best_model_at_end": True}
     trainer = RecommendationTrainer(
         parts.model, arguments(RecommendationArguments, tmp_path, **settings), parts.recommendation,
-        parts.recommendation_collator, evaluator=Scripted(),
+        parts.recommendation_collator, evaluator=Judge(*scores, max(scores[1:])),
     )  # fmt: skip
     states = [tables(parts.model)]
 
