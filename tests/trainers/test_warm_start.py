@@ -221,9 +221,9 @@ def test_what_validation_does_not_tell_apart_is_taken_by_preference(data):
     assert _mixed("ease", "texts", [bad], useful, 8, score)[0].settings["linear share"] > 0
 
 
-def test_both_representations_of_texts_are_preferred_to_one_and_adding_up_evidence_to_means():
+def test_words_alone_are_preferred_to_more_and_adding_up_evidence_to_means():
     fitted = dict.fromkeys([("linear model", 0.75), ("texts", 1.0), ("texts and states", 1.0), ("texts", 0.75)])
-    assert _preferred(fitted) == [("texts and states", 1.0), ("texts", 0.75), ("texts", 1.0), ("linear model", 0.75)]
+    assert _preferred(fitted) == [("texts", 0.75), ("texts", 1.0), ("texts and states", 1.0), ("linear model", 0.75)]
 
 
 @pytest.mark.parametrize("family", ["llama", "t5"])
