@@ -45,10 +45,10 @@ def same(one, other):
 
 
 # 8 documents in global batches of 6: uneven last ones
-SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("dense", "clipped")]
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("dense", "clipped", "sampled", "paper")]
 
 
-@pytest.mark.parametrize("kind", ["plain", "sampled", "paper", "recommendation", *SLOW])
+@pytest.mark.parametrize("kind", ["plain", "recommendation", *SLOW])
 def test_two_processes_are_one(kind, tmp_path):
     one = run(kind, tmp_path / "one", 6, 1)
     two = run(kind, tmp_path / "two", 3, 2)

@@ -74,6 +74,7 @@ def test_what_decides_the_result_tells_runs_apart_and_speed_does_not():
         assert (made != plain) == (name in plain) == decides, name
 
 
+@pytest.mark.slow
 def test_speed_changes_the_tables_by_rounding_alone_and_a_run_that_knew_fewer_settings_is_finished(argv, tmp_path):
     from safetensors.torch import load_file
 
