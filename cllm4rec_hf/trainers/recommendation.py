@@ -80,7 +80,7 @@ class RecommendationTrainer(CLLM4RecTrainer):
         start = Path(self.args.output_dir or ".") / _START
         place_curves(self, Path(self.args.output_dir or ".") / default_logdir())
         # an interrupted run keeps its own start; any other directory of that name is of another model
-        if keeps_best and not (resume_from_checkpoint and (start / _LEARNED).is_file()):
+        if keeps_best and not (resume_from_checkpoint and (start / _VALUES).is_file()):
             self.evaluate()
             if self.is_world_process_zero():
                 shutil.rmtree(start, ignore_errors=True)
