@@ -80,26 +80,42 @@ def single_pass(data: Any, checkpoint: str) -> Method:
 
 
 def fitted(
-    name: str, data: Any, directory: Path, settings: dict[str, Any], seed: int, choose: bool
+    name: str, data: Any, directory: Path, settings: dict[str, Any], seed: int, choose: bool, retriever: Any = None
 ) -> tuple[Any, float]:
-    """A competitor, the one saved with these settings or a new one, and the seconds that it took to fit."""
-    from cllm4rec_hf import baseline_class
+    """A competitor, the one saved with these settings or a new one, and the seconds that it took to fit.
 
-    baseline = baseline_class(name)
-    made_by, record = (
-        {"seed": seed, "data": data.fingerprint, "choose": choose, **settings},
-        directory / "made_by.json",
-    )
+    A retriever's candidates are those that it is validated and asked with.
+    """
+    from cllm4rec_hf import baseline_class
+    from cllm4rec_hf.baselines.selection import select
+
+    baseline, record = baseline_class(name), directory / "made_by.json"
+    made_by = {"seed": seed, "data": data.fingerprint, "choose": choose, **settings}
+
+    def given_retriever(model: Any) -> Any:
+        if retriever is not None:
+            model.retriever = retriever
+        return model
+
     if record.is_file():
         before = json.loads(record.read_text())
         seconds = before.pop("seconds", 0.0)
         if before == made_by:
-            return baseline.from_pretrained(directory), seconds
+            return given_retriever(baseline.from_pretrained(directory)), seconds
+
+    def fit(**point: Any) -> Any:
+        return given_retriever(baseline.fit_to(data, seed, **point))
+
     start = time.perf_counter()
-    model = baseline.choose(data, seed, **settings).model if choose else baseline.fit_to(data, seed, **settings)
+    points = [{**settings, **point} for point in baseline.GRID]
+    model = select(fit, points, data, baseline.__name__).model if choose else fit(**settings)
     seconds = time.perf_counter() - start
+    # the record says what lies beside it: it goes before another model comes, and comes when that is whole
+    record.unlink(missing_ok=True)
     model.save_pretrained(directory)
-    record.write_text(json.dumps({**made_by, "seconds": seconds}))
+    beside = record.with_suffix(".part")
+    beside.write_text(json.dumps({**made_by, "seconds": seconds}))
+    beside.replace(record)
     return model, seconds
 
 
@@ -240,8 +256,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         generation(model, beams, constrained, seconds) for beams in options.beams for constrained in (False, True)
     ]
     settings = {**shared, **json.loads(options.yes_no)}
-    model, seconds = fitted("yes-no", data, output / "yes-no", settings, options.seed, options.choose)
-    model.retriever = baseline_class("ease").choose(data, options.seed).model
+    retriever = baseline_class("ease").choose(data, options.seed).model
+    model, seconds = fitted("yes-no", data, output / "yes-no", settings, options.seed, options.choose, retriever)
     methods += [questions(model, count, seconds) for count in options.candidates]
     test = data.histories("test")
     eligible = np.flatnonzero(np.diff(test.indptr))
@@ -269,7 +285,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", help="directory that `cllm4rec prepare` wrote")
     parser.add_argument("--checkpoint", help="what `cllm4rec train` wrote for this data and backbone")
-    parser.add_argument("--output", default="runs/generative", help="directory of the fitted models and the table")
+    parser.add_argument(
+        "--output", help="directory of the fitted models and the table; by default runs/generative, with --quick none"
+    )
     parser.add_argument("--backbone", default=BACKBONE)
     parser.add_argument("--num-layers", type=int)
     parser.add_argument("--users", type=int, default=200, help="users of the test split that are asked about")
@@ -288,15 +306,18 @@ def main(arguments: list[str] | None = None) -> None:
             options.beams, options.candidates, options.turns = options.beams[:1], options.candidates[:1], 2
             options.users, options.num_layers = min(options.users, 20), None
             options.pseudo_ids = options.yes_no = '{"max_epochs": 1}'
+            # not to take the place of real results
+            options.output = options.output or str(Path(directory) / "output")
         elif not options.data or not options.checkpoint:
             parser.error("--data and --checkpoint are needed, unless --quick")
+        options.output = options.output or "runs/generative"
         result = run(options)
-    output = Path(options.output)
-    output.mkdir(parents=True, exist_ok=True)
-    for name, text in (("generative.json", json.dumps(result, indent=2)), ("generative.md", markdown(result))):
-        beside = output / f"{name}.part"
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(output / name)
+        output = Path(options.output)
+        output.mkdir(parents=True, exist_ok=True)
+        for name, text in (("generative.json", json.dumps(result, indent=2)), ("generative.md", markdown(result))):
+            beside = output / f"{name}.part"
+            beside.write_text(text, encoding="utf-8")
+            beside.replace(output / name)
     print(markdown(result))
 
 

@@ -83,10 +83,9 @@ def request_of(table: Table, method: Method, seed: Seed, data: Path, fingerprint
     if method.baseline is None:
         # with what the preset fills in, so that a preset that has changed is run anew
         identity["settings"] = _resolved(method, seed)
-    elif method.choose:
-        from cllm4rec_hf.baselines.registry import baseline_class
-
-        identity["grid"] = baseline_class(method.baseline).GRID
+    else:
+        # their defaults and grids stand in the code
+        identity["code"] = _code_of(method.baseline)
     checkpoint = None
     if method.checkpoint_of is not None:
         run = next(other for other in table.methods if other.label == method.checkpoint_of)
@@ -106,6 +105,21 @@ def request_of(table: Table, method: Method, seed: Seed, data: Path, fingerprint
         "result": str(table.output / "results" / key),
         "identity": identity,
     }
+
+
+def _code_of(baseline: str) -> str:
+    """Hash of the modules that make a competitor and what it is made of."""
+    from cllm4rec_hf.baselines.registry import REGISTRY, baseline_class
+
+    names, classes = [baseline], []
+    for name in names:
+        model = baseline_class(name)
+        classes += model.__mro__
+        names += [part for part in model.PARTS if part not in names]
+    modules = sorted({cls.__module__ for cls in classes if cls.__module__.startswith("cllm4rec_hf.")})
+    sources = [Path(str(sys.modules[module].__file__)).read_bytes() for module in modules]
+    sources.append(repr([REGISTRY[name] for name in names]).encode())
+    return hashlib.sha256(b"\0".join(sources)).hexdigest()[:16]
 
 
 def _resolved(method: Method, seed: Seed) -> dict[str, Any]:

@@ -171,12 +171,12 @@ def _comparisons(
     mine = results[method.label]
     for name, belongs in OPPONENTS.items():
         others = [other for other in methods if other is not method and belongs(other)]
-        others = [other for other in others if results[other.label].keys() & mine.keys()]
-        for metric in metrics if others else ():
+        # seeds differ more than methods do: those that share all seeds are compared, or else those that share most
+        most = max((len(results[other.label].keys() & mine.keys()) for other in others), default=0)
+        others = [other for other in others if len(results[other.label].keys() & mine.keys()) == most]
+        for metric in metrics if most else ():
             # the strongest on the split itself: a higher bar than one chosen on validation
-            best = max(
-                others, key=lambda other: np.mean([r.metrics[metric] for _, r in results[other.label].values()])
-            )
+            best = max(others, key=lambda other: _mean_over(results[other.label], mine, metric))
             found = compare(mine, results[best.label], metric)
             out.setdefault(name, {})[metric] = {"opponent": best.label, **found}
     for other in methods:
@@ -185,6 +185,11 @@ def _comparisons(
                 metric: {"opponent": other.label, **compare(mine, results[other.label], metric)} for metric in metrics
             }
     return out
+
+
+def _mean_over(results: dict[int, Any], seeds: dict[int, Any], metric: str) -> float:
+    """Mean of a metric over the seeds that are among some others."""
+    return float(np.mean([result.metrics[metric] for seed, (_, result) in results.items() if seed in seeds]))
 
 
 def _is_ablation(method: Method, of: Method) -> bool:
@@ -263,7 +268,10 @@ def _table(rows: list[list[str]]) -> list[str]:
 
 def _rows(summary: dict[str, Any], bold: bool) -> list[list[str]]:
     metrics = summary["metrics"]
-    best = {name: max(row["metrics"][name]["mean"] for row in summary["methods"]) for name in metrics}
+    # bold are the best of those that have run on most seeds
+    most = max(len(row["seeds"]) for row in summary["methods"])
+    complete = [row for row in summary["methods"] if len(row["seeds"]) == most]
+    best = {name: max(row["metrics"][name]["mean"] for row in complete) for name in metrics}
     rows = [["method", *map(metric_label, metrics), "seeds", "training", "peak memory"]]
     for row in summary["methods"]:
         cells = []
@@ -272,7 +280,7 @@ def _rows(summary: dict[str, Any], bold: bool) -> list[list[str]]:
             text = f"{figure['mean']:.4f}"
             if figure["half_width"] is not None:
                 text += f" ± {figure['half_width']:.4f}"
-            if bold and figure["mean"] == best[name]:
+            if bold and row in complete and figure["mean"] == best[name]:
                 text = f"**{text}**"
             cells.append(text + _mark(row["comparisons"].get("best baseline", {}).get(name)))
         memory = f"{row['peak_memory'] / 1e9:.2f} GB"
@@ -334,4 +342,8 @@ def _dates(summary: dict[str, Any]) -> str:
 
 
 def _listed(settings: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in settings.items()) or "none"
+    parts = (
+        f"{name} ({_listed(value)})" if isinstance(value, dict) else f"{name} {value}"
+        for name, value in settings.items()
+    )
+    return ", ".join(parts) or "none"

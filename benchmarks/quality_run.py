@@ -71,7 +71,7 @@ def _baseline(request: dict[str, Any], data: Any) -> tuple[Any, dict[str, Any]]:
     clock = time.perf_counter()
     if request["choose"]:
         selection = model_class.choose(data, request["seed"], **settings)
-        model, chosen, fits = selection.model, selection.settings, len(selection.table)
+        model, chosen, fits = selection.model, selection.settings, selection.fits
     else:
         model, chosen, fits = model_class.fit_to(data, request["seed"], **settings), settings, 1
     # where the checkpoint lies concerns nobody else

@@ -40,6 +40,53 @@ def test_quick(benchmark, tmp_path, capsys):
     assert result["backbone"] == "backbone"
 
 
+def test_quick_results_do_not_take_the_place_of_real_ones(benchmark, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(benchmark, "quick_materials", lambda _: {})
+    monkeypatch.setattr(benchmark, "run", lambda options: {"output": options.output})
+    monkeypatch.setattr(benchmark, "markdown", lambda result: result["output"])
+    benchmark.main(["--quick"])
+    assert not list(tmp_path.iterdir())
+    benchmark.main(["--data", "d", "--checkpoint", "c"])
+    assert (tmp_path / "runs" / "generative" / "generative.json").is_file()
+
+
+def test_a_record_names_the_model_that_lies_beside_it(benchmark, tmp_path, monkeypatch):
+    import cllm4rec_hf
+
+    class Model:
+        GRID = [{"rate": 1}, {"rate": 2}]
+        written = []
+
+        @classmethod
+        def fit_to(cls, data, seed, **settings):
+            model = cls()
+            model.settings = settings
+            return model
+
+        @classmethod
+        def from_pretrained(cls, directory):
+            return cls()
+
+        def save_pretrained(self, directory):
+            if self.settings.get("broken"):
+                raise KeyboardInterrupt
+            directory.mkdir(exist_ok=True)
+
+    class Data:
+        fingerprint = "f"
+
+    monkeypatch.setattr(cllm4rec_hf, "baseline_class", lambda name: Model)
+    arguments = "yes-no", Data(), tmp_path / "model"
+    model, _ = benchmark.fitted(*arguments, {}, 0, False, "retriever")
+    assert model.retriever == "retriever" and (tmp_path / "model" / "made_by.json").is_file()
+    # found again, and given what is not saved with it
+    assert benchmark.fitted(*arguments, {}, 0, False, "another")[0].retriever == "another"
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.fitted(*arguments, {"broken": True}, 0, False)
+    assert not (tmp_path / "model" / "made_by.json").exists()
+
+
 def test_what_could_be_reached(benchmark):
     items = np.array([[4, 5, -1], [1, 2, 3]])
     histories, relevant = [np.array([5]), np.array([9])], [np.array([4, 5]), np.array([1, 2, 3, 7])]

@@ -17,6 +17,8 @@ class Baseline:
 
     model_type: ClassVar[str]
     GRID: ClassVar[list[dict[str, Any]]] = [{}]
+    # names of the competitors that `choose` fits to make this one of
+    PARTS: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def fit_to(cls, data: PreparedData, seed: int = 0, **settings: Any) -> Any:

@@ -101,7 +101,7 @@ class BERT4Rec(NeuralBaseline):
         return F.linear(hidden, self.item_embeddings, self.item_bias)
 
     def loss(
-        self, users: Tensor, histories: Sequence[np.ndarray], epoch: float, generator: np.random.Generator
+        self, users: Tensor, histories: Sequence[np.ndarray], done: float, generator: np.random.Generator
     ) -> Tensor:
         """The held-out items' loss; see `NeuralBaseline.loss`."""
         visible, masked = hold_out(histories, (self.config.min_mask_share, self.config.max_mask_share), generator)

@@ -1,7 +1,9 @@
 """A blend of two models: the text-aware one without training that validates best, and Mult-VAE."""
 
+import logging
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,13 @@ import numpy as np
 from ..data.prepared import PreparedData
 from . import storage
 from .base import Baseline
+from .ease import MAX_ITEMS
 from .selection import Selection, grid_of, select
 
+logger = logging.getLogger(__name__)
+
 MEMBERS_FOLDER = "members"
-TEXT_AWARE = ("ease-text", "text-svd")
+_EASE, _SVD, _NEIGHBOURS, _VAE = "ease-text", "text-svd", "tfidf-neighbours", "mult-vae"
 
 
 class Blend(Baseline):
@@ -29,6 +34,7 @@ class Blend(Baseline):
 
     model_type = "blend"
     GRID = grid_of(weight=tuple(k / 10 for k in range(11)))
+    PARTS = (_EASE, _SVD, _NEIGHBOURS, _VAE)
 
     def __init__(self, members: tuple[Any, Any], weight: float = 0.5):
         if len(members) != 2 or not 0 <= weight <= 1:
@@ -40,7 +46,7 @@ class Blend(Baseline):
         """Fit the members, EASE with text rows and Mult-VAE, with their default settings; see `Baseline.fit_to`."""
         from .registry import baseline_class
 
-        members = tuple(baseline_class(name).fit_to(data, seed) for name in (TEXT_AWARE[0], "mult-vae"))
+        members = tuple(baseline_class(name).fit_to(data, seed) for name in (_EASE, _VAE))
         return cls(members, **settings)
 
     @classmethod
@@ -54,7 +60,8 @@ class Blend(Baseline):
     ) -> Selection:
         """Choose the members and their settings, then the weight, on validation; see `Baseline.choose`.
 
-        The first member is EASE with text rows, this blended with TF-IDF neighbours, or SVD with text rows.
+        The first member is EASE with text rows, this blended with TF-IDF neighbours, or SVD with text rows, which is
+        alone where the catalog is too large for EASE.
 
         Args:
             data: prepared data.
@@ -62,16 +69,31 @@ class Blend(Baseline):
             grid: weights to try, `GRID` by default.
             members: two fitted models, where they have been chosen already.
             settings: further settings.
+
+        Returns:
+            The best blend; where members were chosen here, its settings name them and tell theirs.
         """
         from .registry import baseline_class
 
         if members is None:
-            chosen = [baseline_class(name).choose(data, seed) for name in TEXT_AWARE]
-            neighbours = baseline_class("tfidf-neighbours").fit_to(data, seed)
-            # a blend itself: words add to EASE with text rows what its inverse smooths away
-            chosen.append(cls.choose(data, seed, grid, (chosen[0].model, neighbours)))
-            first = max(chosen, key=lambda selection: selection.score).model
-            members = (first, baseline_class("mult-vae").choose(data, seed).model)
+            chosen = [(_SVD, baseline_class(_SVD).choose(data, seed))]
+            if data.num_items <= MAX_ITEMS:
+                ease = baseline_class(_EASE).choose(data, seed)
+                neighbours = baseline_class(_NEIGHBOURS).fit_to(data, seed)
+                # a blend itself: words add to EASE with text rows what its inverse smooths away
+                with_words = cls.choose(data, seed, grid, (ease.model, neighbours))
+                with_words = replace(with_words, settings={**ease.settings, **with_words.settings})
+                chosen += [(_EASE, ease), (f"{_EASE} and {_NEIGHBOURS}", with_words)]
+            else:
+                logger.warning(
+                    "EASE is left out of the blend: %d items are more than its %d", data.num_items, MAX_ITEMS
+                )
+            name, first = max(chosen, key=lambda named: named[1].score)
+            second = baseline_class(_VAE).choose(data, seed)
+            blended = cls.choose(data, seed, grid, (first.model, second.model), **settings)
+            told = {name: first.settings, _VAE: second.settings}
+            fits = sum(selection.fits for _, selection in chosen) + second.fits
+            return replace(blended, settings={**blended.settings, **told}, further_fits=fits)
         points = [{**settings, **point} for point in (cls.GRID if grid is None else grid)]
         return select(lambda **point: cls(members, **point), points, data, cls.__name__)
 

@@ -88,7 +88,7 @@ class CLLM4RecEmb(NeuralBaseline):
         return self.log_scale.exp() * one @ other.T
 
     def loss(
-        self, users: Tensor, histories: Sequence[np.ndarray], epoch: float, generator: np.random.Generator
+        self, users: Tensor, histories: Sequence[np.ndarray], done: float, generator: np.random.Generator
     ) -> Tensor:
         """The training items' loss; see `NeuralBaseline.loss`."""
         targets = one_hot_rows(histories, self.config.num_items, self.device)

@@ -6,14 +6,20 @@ from typing import Any
 
 import numpy as np
 
-from ..data.prepared import PreparedData
+from ..data.prepared import Histories, PreparedData
 from . import storage
 from .base import ArrayBaseline
 from .selection import grid_of
 
+_LOG_DRAWS = "log_draws"
+
 
 class CornacSASRec(ArrayBaseline):
     """A causal transformer that is trained to predict each user's next item, in the order of the interactions.
+
+    The library's softmax is over the targets of a batch and negatives drawn by popularity to the power ½. An item that
+    is among them n_j times on average learns log p(j | history) − log n_j, so log n_j is added to its score: ranked
+    without it, popular items would come last.
 
     Args:
         num_items: size J of the catalog; set by `fit_to`.
@@ -31,10 +37,12 @@ class CornacSASRec(ArrayBaseline):
     SETTINGS = (
         "num_items", "embedding_dim", "num_blocks", "num_heads", "max_len", "dropout", "n_epochs", "learning_rate",
     )  # fmt: skip
-    ARRAYS = ("weights",)
+    ARRAYS = ("weights", "log_draws")
 
     # the network's parameters by name
     weights: dict[str, np.ndarray] | None = None
+    # log n_j, [J] float32
+    log_draws: np.ndarray | None = None
 
     def __init__(
         self,
@@ -83,10 +91,11 @@ class CornacSASRec(ArrayBaseline):
         with torch.random.fork_rng():
             library.fit(sessions)
         model.weights = {name: value.numpy() for name, value in library.model.state_dict().items()}
+        model.log_draws = _log_draws(train, library.batch_size, library.n_sample, library.sample_alpha)
         return model
 
     def score(self, users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
-        """Products of the last state and the item embeddings, [B, J] float32; see `Baseline.score`."""
+        """Products of the last state and the item embeddings, plus log n_j, [B, J] float32; see `Baseline.score`."""
         import torch
 
         self._check_fitted()
@@ -94,13 +103,15 @@ class CornacSASRec(ArrayBaseline):
         for row, history in enumerate(histories):
             recent = torch.from_numpy(history[-self.max_len :].astype(np.int64))
             padded[row, self.max_len - len(recent) :] = recent
-        return self._build().predict(None, padded).reshape(len(histories), self.num_items)
+        scores = self._build().predict(None, padded).reshape(len(histories), self.num_items)
+        return scores + self.log_draws
 
     def save_pretrained(self, directory: str | os.PathLike) -> None:
         """Write config.json and model.safetensors."""
         self._check_fitted()
         settings = {name: getattr(self, name) for name in self.SETTINGS}
-        storage.save(directory, self.model_type, settings, dict(self.weights or {}))
+        assert self.weights is not None and self.log_draws is not None
+        storage.save(directory, self.model_type, settings, {**self.weights, _LOG_DRAWS: self.log_draws})
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike) -> "CornacSASRec":
@@ -111,6 +122,7 @@ class CornacSASRec(ArrayBaseline):
         """
         settings, weights = storage.load(directory, cls.model_type)
         model = cls(**settings)
+        model.log_draws = weights.pop(_LOG_DRAWS)
         model.weights = weights
         return model
 
@@ -132,6 +144,19 @@ class CornacSASRec(ArrayBaseline):
             network.load_state_dict({name: torch.from_numpy(value) for name, value in (self.weights or {}).items()})
             self._network = network.eval()
         return self._network
+
+
+def _log_draws(train: Histories, batch_size: int, n_sample: int, alpha: float) -> np.ndarray:
+    """log n_j, how often an item is expected among the targets and negatives of a step, [J] float32.
+
+    Targets are all but the first item of each history of two or more.
+    """
+    targets = np.concatenate([train[user][1:] for user in range(len(train))])
+    counts = np.bincount(targets, minlength=train.num_items)
+    # the library draws from all training items; one that is never drawn counts as if it occurred once in the data
+    popularity = np.maximum(np.bincount(train.items, minlength=train.num_items), 1.0) ** alpha
+    as_target = min(batch_size, len(targets)) * counts / max(len(targets), 1)
+    return np.log(as_target + n_sample * popularity / popularity.sum()).astype(np.float32)
 
 
 def _import(module: str) -> Any:

@@ -81,7 +81,7 @@ class LightGCN(NeuralBaseline):
         return self.smooth[users] @ self.smooth[self.config.num_users :].T
 
     def loss(
-        self, users: Tensor, histories: Sequence[np.ndarray], epoch: float, generator: np.random.Generator
+        self, users: Tensor, histories: Sequence[np.ndarray], done: float, generator: np.random.Generator
     ) -> Tensor:
         """The pairwise loss; see `NeuralBaseline.loss`."""
         config = self.config

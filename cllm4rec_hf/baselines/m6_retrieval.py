@@ -10,7 +10,7 @@ from ..data.prepared import Histories, PreparedData
 from ..errors import DataError
 from .base import ArrayBaseline
 from .selection import Selection, select
-from .text_encoder import embed_texts
+from .text_encoder import affordable_length, embed_texts
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ class M6Retrieval(ArrayBaseline):
     Args:
         backbone: name of the language model, see `modeling.backbone_cllm4rec.locate_backbone`.
         layer: number of blocks the words pass through; 0 takes the word embeddings.
-        max_length: words of a text that are read.
+        max_length: words of a text that are read; None takes `text_encoder.affordable_length`.
     """
 
     model_type = "m6-retrieval"
@@ -37,8 +37,8 @@ class M6Retrieval(ArrayBaseline):
 
     vectors: np.ndarray | None = None
 
-    def __init__(self, backbone: str = "", layer: int = 6, max_length: int = 256):
-        if layer < 0 or max_length < 1:
+    def __init__(self, backbone: str = "", layer: int = 6, max_length: int | None = None):
+        if layer < 0 or (max_length is not None and max_length < 1):
             raise ValueError(f"Expected a layer of 0 or more and a max_length of 1 or more, got {layer}, {max_length}")
         self.backbone, self.layer, self.max_length = backbone, layer, max_length
 
@@ -51,7 +51,7 @@ class M6Retrieval(ArrayBaseline):
         """
         model = cls(**settings)
         documents, name = _documents(data), _named(model.backbone)
-        return model._fit(embed_texts(documents, name, [model.layer], model.max_length)[model.layer])
+        return model._fit(model._read(documents, name, [model.layer])[model.layer])
 
     @classmethod
     def choose(cls, data: PreparedData, seed: int = 0, grid: Any = None, **settings: Any) -> Selection:
@@ -72,7 +72,7 @@ class M6Retrieval(ArrayBaseline):
             grid = [{"layer": layer} for layer in cls.LAYERS if layer <= depth] or [{"layer": depth}]
         points = [{**settings, **point} for point in grid]
         layers = [point["layer"] for point in points]
-        vectors = embed_texts(_documents(data), name, layers, model.max_length)
+        vectors = model._read(_documents(data), name, layers)
         return select(lambda **point: cls(**point)._fit(vectors[point["layer"]]), points, data, cls.__name__)
 
     def score(self, users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
@@ -80,6 +80,9 @@ class M6Retrieval(ArrayBaseline):
         self._check_fitted()
         vectors: np.ndarray = self.vectors  # type: ignore[assignment]
         return _normalised(Histories.from_lists(histories, len(vectors)).to_csr() @ vectors) @ vectors.T
+
+    def _read(self, documents: list[str], backbone: str, layers: list[int]) -> dict[int, np.ndarray]:
+        return embed_texts(documents, backbone, layers, self.max_length or affordable_length(len(documents)))
 
     def _fit(self, means: np.ndarray) -> "M6Retrieval":
         """Centre and normalise; items without text (NaN) get the zero vector."""

@@ -33,7 +33,7 @@ class MDCVAEConfig(NeuralConfig):
         content_hidden_size: size of the layers between words and z.
         dropout: share of a user's input that is dropped.
         beta: final weight of the users' KL term.
-        anneal_epochs: epochs in which that weight rises from 0, linearly.
+        anneal_epochs: passes in which that weight rises from 0, linearly.
         lambda_v: precision λ of v around z.
         pretraining_epochs: passes over the texts before the alternation.
     """
@@ -134,19 +134,19 @@ class MDCVAE(NeuralBaseline):
         return self.decode(self.encode(one_hot_rows(histories, self.config.num_items, self.device))[0])
 
     def loss(
-        self, users: Tensor, histories: Sequence[np.ndarray], epoch: float, generator: np.random.Generator
+        self, users: Tensor, histories: Sequence[np.ndarray], done: float, generator: np.random.Generator
     ) -> Tensor:
         """The users' loss without the regularization; see `NeuralBaseline.loss`."""
         interactions = one_hot_rows(histories, self.config.num_items, self.device)
         mean, log_variance = self.encode(interactions)
         logits = self.decode(sample_normal(mean, log_variance))
-        beta = self.config.beta * min(1.0, epoch / max(self.config.anneal_epochs, 1))
+        beta = self.config.beta * min(1.0, done / max(self.config.anneal_epochs, 1))
         return multinomial_loss(logits, interactions) + beta * kl_to_standard_normal(mean, log_variance)
 
-    def losses(self, train: Histories, epoch: int, generator: np.random.Generator) -> Iterator[Tensor]:
+    def losses(self, train: Histories, done: int, generator: np.random.Generator) -> Iterator[Tensor]:
         """User steps against the present Z, then item steps against the present V."""
         content = self.content_means()
-        for loss in super().losses(train, epoch, generator):
+        for loss in super().losses(train, done, generator):
             gap = (self.items.weight - content).square().sum()
             yield loss + self.config.lambda_v / (2 * self.config.num_users) * gap
         for items in self.batches(np.arange(self.config.num_items), generator):

@@ -25,7 +25,7 @@ class MultVAEConfig(NeuralConfig):
         latent_size: size of z.
         dropout: share of the input that is dropped.
         beta: final weight of the KL term.
-        anneal_epochs: epochs in which that weight rises from 0, linearly.
+        anneal_epochs: passes in which that weight rises from 0, linearly.
     """
 
     model_type = "mult-vae"
@@ -70,11 +70,11 @@ class MultVAE(NeuralBaseline):
         return self.decode(self.encode(one_hot_rows(histories, self.config.num_items, self.device))[0])
 
     def loss(
-        self, users: Tensor, histories: Sequence[np.ndarray], epoch: float, generator: np.random.Generator
+        self, users: Tensor, histories: Sequence[np.ndarray], done: float, generator: np.random.Generator
     ) -> Tensor:
         """The negative evidence bound with an annealed KL term; see `NeuralBaseline.loss`."""
         interactions = one_hot_rows(histories, self.config.num_items, self.device)
         mean, log_variance = self.encode(interactions)
         logits = self.decode(sample_normal(mean, log_variance))
-        beta = self.config.beta * min(1.0, epoch / max(self.config.anneal_epochs, 1))
+        beta = self.config.beta * min(1.0, done / max(self.config.anneal_epochs, 1))
         return multinomial_loss(logits, interactions) + beta * kl_to_standard_normal(mean, log_variance)

@@ -28,8 +28,10 @@ class NeuralConfig(PreTrainedConfig):
         learning_rate: of AdamW.
         weight_decay: of AdamW.
         batch_size: users in a step.
-        max_epochs: most passes over the users.
+        max_epochs: most epochs. An epoch is one pass over the users, or as many as make `min_steps` steps.
         patience: epochs without a better validation score after which training ends.
+        min_steps: least optimizer steps of an epoch: bounds in passes alone would end training on small data before
+            it has left the plateau where a model knows nothing but popularity.
     """
 
     num_users: int = 0
@@ -39,10 +41,11 @@ class NeuralConfig(PreTrainedConfig):
     batch_size: int = 100
     max_epochs: int = 200
     patience: int = 20
+    min_steps: int = 25
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        for name in ("batch_size", "max_epochs", "patience"):
+        for name in ("batch_size", "max_epochs", "patience", "min_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
 
@@ -76,14 +79,14 @@ class NeuralBaseline(Baseline, PreTrainedModel):
         raise NotImplementedError
 
     def loss(
-        self, users: Tensor, histories: Sequence[np.ndarray], epoch: float, generator: np.random.Generator
+        self, users: Tensor, histories: Sequence[np.ndarray], done: float, generator: np.random.Generator
     ) -> Tensor:
         """Mean loss over some users.
 
         Args:
             users: [B] int64 user indices.
             histories: their training items, oldest first; none is empty.
-            epoch: passes over the data that are done, with the fraction of the present one.
+            done: passes over the data that are done, with the fraction of the present one.
             generator: source of what is drawn.
 
         Returns:
@@ -91,12 +94,18 @@ class NeuralBaseline(Baseline, PreTrainedModel):
         """
         raise NotImplementedError
 
-    def losses(self, train: Histories, epoch: int, generator: np.random.Generator) -> Iterator[Tensor]:
-        """The losses of one epoch, one for each step: users in random order, batch by batch."""
+    def losses(self, train: Histories, done: int, generator: np.random.Generator) -> Iterator[Tensor]:
+        """The losses of one pass, one for each step: users in random order, batch by batch.
+
+        Args:
+            train: training histories.
+            done: passes before this one.
+            generator: source of what is drawn.
+        """
         batches = self.batches(np.flatnonzero(np.diff(train.indptr)), generator)
         for step, batch in enumerate(batches):
             users = torch.from_numpy(batch).to(self.device)
-            yield self.loss(users, [train[user] for user in batch], epoch + step / len(batches), generator)
+            yield self.loss(users, [train[user] for user in batch], done + step / len(batches), generator)
 
     def pretraining_losses(self, train: Histories, generator: np.random.Generator) -> Iterator[Tensor]:
         """The losses of a stage before training; none by default."""
@@ -135,6 +144,11 @@ class NeuralBaseline(Baseline, PreTrainedModel):
         indices = torch.from_numpy(np.asarray(users, dtype=np.int64)).to(self.device)
         return self.item_scores(indices, histories).float().cpu().numpy()
 
+    def passes(self, train: Histories) -> int:
+        """Passes over the users in an epoch."""
+        steps = -(-int(np.count_nonzero(np.diff(train.indptr))) // self.config.batch_size)
+        return -(-self.config.min_steps // max(1, steps))
+
     def batches(self, rows: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
         """Some indices in random order, `batch_size` at a time."""
         shuffled = generator.permutation(rows)
@@ -149,10 +163,12 @@ class NeuralBaseline(Baseline, PreTrainedModel):
         self._steps(tqdm(self.pretraining_losses(train, generator), f"Pretraining {name}", delay=2, disable=quiet))
         # moments of another stage's gradients would mislead the first steps
         optimizer, best, best_epoch, best_state = self._optimizer(), -math.inf, 0, self.state_dict()
+        passes = self.passes(train)
         with tqdm(total=self.config.max_epochs, desc=f"Training {name}", unit="epoch", delay=2, disable=quiet) as bar:
             for epoch in range(self.config.max_epochs):
                 self.train()
-                self._steps(self.losses(train, epoch, generator), optimizer)
+                for done in range(epoch * passes, (epoch + 1) * passes):
+                    self._steps(self.losses(train, done, generator), optimizer)
                 score, _ = validation_score(self, evaluator)
                 if score > best:
                     best, best_epoch = score, epoch
@@ -162,7 +178,10 @@ class NeuralBaseline(Baseline, PreTrainedModel):
                 if epoch - best_epoch >= self.config.patience:
                     break
         self.load_state_dict(best_state)
-        logger.info("%s: epoch %d is the best on validation, sum of the metrics %.4f", name, best_epoch + 1, best)
+        logger.info(
+            "%s: epoch %d of %d passes is the best on validation, sum of the metrics %.4f",
+            name, best_epoch + 1, passes, best,
+        )  # fmt: skip
 
     def _steps(self, losses: Any, optimizer: torch.optim.Optimizer | None = None) -> None:
         optimizer = optimizer or self._optimizer()

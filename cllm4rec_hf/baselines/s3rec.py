@@ -23,7 +23,7 @@ class S3RecConfig(BERT4RecConfig):
         num_attributes: size A of the attributes' vocabulary.
         max_attributes: bound of that size; the attributes of the most items are kept.
         attributes_per_item: words of an item's text with the highest TF-IDF that are its attributes.
-        pretraining_epochs: passes over the users before the training of BERT4Rec.
+        pretraining_epochs: epochs, as those of training, before the training of BERT4Rec.
         mask_probability: share of a sequence's items that are masked in pretraining.
         aap_weight: weight of associated attribute prediction; these four are those of the published code.
         mip_weight: weight of masked item prediction.
@@ -91,7 +91,7 @@ class S3Rec(BERT4Rec):
     def pretraining_losses(self, train: Histories, generator: np.random.Generator) -> Iterator[Tensor]:
         """The weighted sum of the four losses; users with one item have nothing to tell."""
         users = np.flatnonzero(np.diff(train.indptr) > 1)
-        for _ in range(self.config.pretraining_epochs):
+        for _ in range(self.config.pretraining_epochs * self.passes(train)):
             for batch in self.batches(users, generator):
                 yield self.pretraining_loss([train[user] for user in batch], generator)
 

@@ -22,12 +22,19 @@ class Selection:
         settings: these settings, a point of the grid.
         score: its Recall@20 + Recall@40 + NDCG@100 on validation.
         table: a row for each point of the grid: its settings, the three metrics and their sum as `score`.
+        further_fits: fits of what the model is made of, which was chosen before.
     """
 
     model: Any
     settings: dict[str, Any]
     score: float
     table: list[dict[str, Any]]
+    further_fits: int = 0
+
+    @property
+    def fits(self) -> int:
+        """All models that were fitted to choose this one."""
+        return len(self.table) + self.further_fits
 
 
 def grid_of(**axes: Sequence[Any]) -> list[dict[str, Any]]:

@@ -17,6 +17,17 @@ from .selection import is_main_process
 
 _TEXTS_AT_ONCE = 256
 
+# words that are read at once: longer texts are read window by window
+WINDOW = 256
+_LONGEST_TEXT, _SHORTEST_TEXT = 2048, 32
+# words that are read in all, as far as the shortest text allows: a minute or two of SmolLM2-135M on two cores
+_WORDS = 300_000
+
+
+def affordable_length(num_texts: int) -> int:
+    """Words of a text that are read where there are so many texts, from 2,048 for few to 32 for many."""
+    return min(_LONGEST_TEXT, max(_SHORTEST_TEXT, _WORDS // max(1, num_texts)))
+
 
 class TextEncoder:
     """A language model cut behind the deepest block that is read; encoder–decoder models are read at the encoder.
@@ -53,9 +64,15 @@ class TextEncoder:
         """What tells the weights from others: a hash of each one's name, shape, sum and norm, to six digits."""
         parts = [str(self.model.dtype), *map(str, self.layers)]
         for name, weight in self.model.state_dict().items():
-            numbers = weight.double()
+            # in double precision where there is one: not on every accelerator
+            numbers = weight.detach().cpu().double()
             parts.append(f"{name} {tuple(weight.shape)} {numbers.sum().item():.5e} {numbers.norm().item():.5e}")
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+    @property
+    def window(self) -> int:
+        """Words that are read at once."""
+        return min(WINDOW, getattr(self.model.config, "max_position_embeddings", None) or WINDOW)
 
     def tokenize(self, texts: list[str], max_length: int) -> list[list[int]]:
         """Token ids of each text, at most `max_length`; none for an empty text."""
@@ -91,10 +108,17 @@ class TextEncoder:
             yield numbers, mask.bool(), {layer: states[layer] for layer in self.layers}
 
 
+def windows_of(ids: list[list[int]], window: int) -> list[tuple[int, list[int]]]:
+    """Pieces of at most `window` token ids, each with the number of its text, in order."""
+    return [
+        (text, row[first : first + window]) for text, row in enumerate(ids) for first in range(0, len(row), window)
+    ]
+
+
 def embed_texts(
-    texts: list[str], backbone: str, layers: list[int], max_length: int = 256, batch_size: int = 16
+    texts: list[str], backbone: str, layers: list[int], max_length: int = WINDOW, batch_size: int = 16
 ) -> dict[int, np.ndarray]:
-    """Mean hidden states of texts under a pretrained language model.
+    """Mean hidden states of texts under a pretrained language model, long texts read window by window.
 
     Args:
         texts: the texts; empty ones have no mean.
@@ -110,9 +134,14 @@ def embed_texts(
         ValueError: if the model has fewer blocks.
     """
     encoder = TextEncoder(backbone, layers)
-    means = {layer: np.full((len(texts), encoder.hidden_size), np.nan, dtype=np.float32) for layer in layers}
-    for numbers, mask, states in encoder.read(encoder.tokenize(texts, max_length), batch_size):
-        weights = mask[..., None] / mask.sum(dim=1)[:, None, None]
+    ids = encoder.tokenize(texts, max_length)
+    windows = windows_of(ids, encoder.window)
+    sums = {layer: np.zeros((len(texts), encoder.hidden_size)) for layer in layers}
+    for numbers, mask, states in encoder.read([words for _, words in windows], batch_size):
+        of_text = [windows[number][0] for number in numbers]
         for layer in layers:
-            means[layer][numbers] = (states[layer] * weights).sum(dim=1).float().cpu().numpy()
-    return means
+            total = (states[layer].float() * mask[..., None]).sum(dim=1).cpu().numpy()
+            np.add.at(sums[layer], of_text, total)
+    # nothing was read of an empty text
+    lengths = np.array([len(row) or np.nan for row in ids])[:, None]
+    return {layer: (total / lengths).astype(np.float32) for layer, total in sums.items()}

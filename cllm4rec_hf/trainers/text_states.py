@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..baselines.text_encoder import TextEncoder
+from ..baselines.text_encoder import TextEncoder, affordable_length, windows_of
 from ..data.arrow_cache import cache_root, read_or_write
 from ..data.item_texts import item_documents
 from ..data.prepared import PreparedData
@@ -24,11 +24,6 @@ _VERSION = 1
 
 # blocks that the words pass through: deeper states of a causal model turn to the next word
 _LAYER = 6
-# words that are read at once
-_WINDOW = 256
-_LONGEST_TEXT, _SHORTEST_TEXT = 2048, 32
-# words that are read in all, as far as the shortest text allows: a minute or two of SmolLM2-135M on two cores
-_WORDS = 300_000
 # variances are taken to be at least this share of the largest: below it lies rounding
 _LEAST_VARIANCE = 1e-6
 
@@ -57,15 +52,15 @@ def text_states(data: PreparedData, settings: Any) -> np.ndarray | None:
     layer = min(_LAYER, max(1, config.num_hidden_layers - 1))
     dtype = choose_dtype(settings.dtype)
     encoder = TextEncoder(settings.backbone, [layer], settings.backbone_revision, dtype)
-    length = min(_LONGEST_TEXT, max(_SHORTEST_TEXT, _WORDS // data.num_items))
-    ids = encoder.tokenize(documents, length)
+    ids = encoder.tokenize(documents, affordable_length(data.num_items))
     has_text = np.array([bool(row) for row in ids])
     if has_text.sum() < 2:
         return None
-    window = min(_WINDOW, getattr(config, "max_position_embeddings", None) or _WINDOW)
     words = hashlib.sha256(json.dumps(ids).encode()).hexdigest()
-    key = hashlib.sha256(json.dumps([_VERSION, words, encoder.fingerprint(), window]).encode()).hexdigest()[:32]
-    return _cached(key, lambda: _whitened_means(ids, encoder, layer, window))
+    key = hashlib.sha256(json.dumps([_VERSION, words, encoder.fingerprint(), encoder.window]).encode()).hexdigest()[
+        :32
+    ]
+    return _cached(key, lambda: _whitened_means(ids, encoder, layer))
 
 
 def _cached(key: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
@@ -95,10 +90,10 @@ def _cached(key: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
     return np.array(column.flatten()).reshape(len(column), -1)
 
 
-def _whitened_means(ids: list[list[int]], encoder: TextEncoder, layer: int, window: int) -> np.ndarray:
+def _whitened_means(ids: list[list[int]], encoder: TextEncoder, layer: int) -> np.ndarray:
     """The states [J, d] float32 of texts as token ids."""
     has_text = np.array([bool(row) for row in ids])
-    means, mean, covariance = _weighted_means(ids, encoder, layer, window)
+    means, mean, covariance = _weighted_means(ids, encoder, layer)
     variances, directions = np.linalg.eigh(covariance - np.outer(mean, mean))
     deviations = np.sqrt(np.maximum(variances, _LEAST_VARIANCE * variances[-1]).clip(min=1e-12))
     states = means.astype(np.float32)
@@ -108,13 +103,10 @@ def _whitened_means(ids: list[list[int]], encoder: TextEncoder, layer: int, wind
     return states
 
 
-def _weighted_means(ids: list[list[int]], encoder: TextEncoder, layer: int, window: int) -> tuple[np.ndarray, ...]:
+def _weighted_means(ids: list[list[int]], encoder: TextEncoder, layer: int) -> tuple[np.ndarray, ...]:
     """IDF-weighted mean states [J, d] of each item, mean [d] and second moment [d, d] over all words, float64."""
     weights = _inverse_document_frequencies(ids)
-    # longer texts are read window by window
-    windows = [
-        (item, row[first : first + window]) for item, row in enumerate(ids) for first in range(0, len(row), window)
-    ]
+    windows = windows_of(ids, encoder.window)
     size = encoder.hidden_size
     sums, totals = torch.zeros(len(ids), size, dtype=torch.float64), torch.zeros(len(ids), dtype=torch.float64)
     second = torch.zeros(size, size, dtype=torch.float64)

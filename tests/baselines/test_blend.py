@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from cllm4rec_hf.baselines import blend
 from cllm4rec_hf.baselines.blend import Blend, standardised
 from cllm4rec_hf.baselines.ease import EASE, TextEASE
 from cllm4rec_hf.baselines.mult_vae import MultVAE
@@ -61,6 +62,19 @@ def test_words_join_ease_with_text_rows_where_that_validates_better(planted_data
     # neither linear model knows much
     assert isinstance(first, Blend)
     assert [type(member) for member in first.members] == [TextEASE, TfidfNeighbours]
+
+
+def test_catalogs_too_large_for_ease_blend_without_it(planted_data, monkeypatch, caplog):
+    monkeypatch.setattr(blend, "MAX_ITEMS", planted_data.num_items - 1)
+    monkeypatch.setattr(TextEASE, "choose", None)
+    monkeypatch.setattr(TextSVD, "GRID", [{"rank": 16}, {"rank": 8}])
+    monkeypatch.setattr(MultVAE, "GRID", [{"hidden_size": 16, "latent_size": 8, "max_epochs": 1}])
+    chosen = Blend.choose(planted_data)
+    assert [type(member) for member in chosen.model.members] == [TextSVD, MultVAE]
+    assert f"{planted_data.num_items} items are more than" in caplog.text
+    # what it is made of is told, and counted
+    assert chosen.settings["text-svd"]["rank"] in (8, 16) and chosen.settings["mult-vae"]["latent_size"] == 8
+    assert chosen.fits == 11 + 2 + 1
 
 
 def test_saved_and_loaded(tmp_path, planted_data, members):

@@ -107,7 +107,7 @@ def test_what_is_not_a_saved_model_is_refused(tmp_path, histories):
 
 def test_too_large_a_catalog_is_refused_before_any_memory_is_taken():
     histories = Histories.from_lists([[0, 999_999]], num_items=1_000_000)
-    with pytest.raises(CLLM4RecError, match="1000000 items are more than the bound of 20000 and would take 24000 GB"):
+    with pytest.raises(CLLM4RecError, match="1000000 items are more than the bound of 20000 and would take 36000 GB"):
         EASE().fit(histories)
 
 

@@ -53,8 +53,33 @@ def test_sasrec_scores_as_the_library_does(planted_data, fitted, some_histories)
     library.model, library.pad_idx = model._build(), model.num_items
     scores = model.score(np.arange(3), some_histories)
     for row in range(2):
-        np.testing.assert_allclose(scores[row], library.score(0, some_histories[row].tolist()), atol=1e-5)
+        expected = library.score(0, some_histories[row].tolist()) + model.log_draws
+        np.testing.assert_allclose(scores[row], expected, atol=1e-5)
     assert scores.dtype == np.float32 and scores.shape == (3, planted_data.num_items) and np.isfinite(scores).all()
+
+
+def test_sasrec_undoes_what_its_sampled_softmax_did_to_popularity(planted_data):
+    cornac = pytest.importorskip("cornac")
+    from cornac.models.seq_utils import session_seq_iter
+
+    model = CornacSASRec.fit_to(planted_data, n_epochs=1, embedding_dim=4)
+    library = cornac.models.SASRec()
+    train = planted_data.histories("train")
+    rows = [(user, user, int(item), k) for user in range(len(train)) for k, item in enumerate(train[user])]
+    items = {item: item for item in range(planted_data.num_items)}
+    sessions = cornac.data.SequentialDataset.build(rows, fmt="USIT", global_iid_map=items)
+    counts, steps = np.zeros(planted_data.num_items), 0
+    for seed in range(40):
+        batches = session_seq_iter(
+            sessions, planted_data.num_items, library.batch_size, 5, library.n_sample, library.sample_alpha,
+            np.random.RandomState(seed),
+        )  # fmt: skip
+        for _, histories, drawn in batches:
+            # the last batch of an epoch is smaller
+            if len(histories) == library.batch_size:
+                counts, steps = counts + np.bincount(drawn, minlength=len(counts)), steps + 1
+    assert steps
+    np.testing.assert_allclose(np.exp(model.log_draws), counts / steps, rtol=0.15)
 
 
 @pytest.mark.parametrize("baseline", PACKAGES)

@@ -131,6 +131,23 @@ def test_the_best_epoch_is_kept_and_patience_ends_training(planted_data, monkeyp
     assert not model.training
 
 
+def test_an_epoch_has_as_many_passes_as_make_its_steps(planted_data, monkeypatch):
+    passes = []
+    whole = MultVAE.losses
+
+    def recorded(self, train, done, generator):
+        passes.append(done)
+        return whole(self, train, done, generator)
+
+    monkeypatch.setattr(MultVAE, "losses", recorded)
+    steps = -(-planted_data.num_users // 100)
+    model = MultVAE.fit_to(planted_data, **{**SMALL[MultVAE], "batch_size": 100}, max_epochs=2, min_steps=3 * steps)
+    assert model.passes(planted_data.histories("train")) == 3 and passes == list(range(6))
+    passes.clear()
+    MultVAE.fit_to(planted_data, **{**SMALL[MultVAE], "batch_size": 100}, max_epochs=2, min_steps=1)
+    assert passes == [0, 1]
+
+
 def test_a_diverging_loss_is_an_error(planted_data):
     with pytest.raises(
         FloatingPointError, match=r"loss of MultVAE became (nan|inf); lower the learning_rate, now 1e\+30"

@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from cllm4rec_hf import PreparedData
 from cllm4rec_hf.baselines.text_encoder import TextEncoder
 from cllm4rec_hf.data.item_texts import item_documents
-from cllm4rec_hf.trainers import text_states as text_states_module
 from cllm4rec_hf.trainers import warm_start
 from cllm4rec_hf.trainers.linear_start import LinearStart
 from cllm4rec_hf.trainers.recipe import Recipe
@@ -49,9 +48,7 @@ def states_by_hand(documents, settings, layer, window):
 
 
 def test_states_are_whitened_means_in_which_rare_words_weigh_more(data, settings, monkeypatch):
-    config = text_states_module.load_backbone_config(settings.backbone, None, None)
-    config.max_position_embeddings = 4
-    monkeypatch.setattr(text_states_module, "load_backbone_config", lambda *_: config)
+    monkeypatch.setattr(TextEncoder, "window", 4)
     texts = [f"great guitar strings {'pedal ' * (k % 5)} comedy noisy {k}" for k in range(data.num_items)]
     rows = [{"kind": "item", "user": None, "item": k, "text": texts[k]} for k in range(1, data.num_items)]
     data.texts = Dataset.from_list(rows)
