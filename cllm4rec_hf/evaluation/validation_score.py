@@ -9,8 +9,10 @@ from torch import Tensor
 from ..data.prepared import PreparedData
 from ..errors import CLLM4RecError
 
-# users x items that are scored at once while something is chosen
+# users x items that are scored at once while something is chosen, but so many users as far as memory allows: the
+# standard error over a few is larger than what is chosen among
 CELLS = 10_000_000
+_LEAST_USERS, _WANTED_USERS, _MOST_CELLS = 100, 1000, 200_000_000
 
 
 class ValidationScore:
@@ -30,9 +32,10 @@ class ValidationScore:
         users = np.flatnonzero(np.diff(validation.indptr))
         if not len(users):
             raise CLLM4RecError(
-                "No user has validation items, so nothing can be chosen; prepare with a larger --validation-share"
+                "No user has validation items, so nothing can be chosen; prepare with --k-core 3 or more: users of "
+                "fewer than three items have none to hold out"
             )
-        most = max(100, cells // data.num_items)
+        most = max(_LEAST_USERS, min(_WANTED_USERS, _MOST_CELLS // data.num_items), cells // data.num_items)
         if len(users) > most:
             generator = np.random.Generator(np.random.PCG64(seed))
             users = np.sort(generator.choice(users, most, replace=False))

@@ -96,8 +96,19 @@ class MutualRegularizationArguments(CLLM4RecTrainingArguments):
 
 @dataclass
 class RecommendationArguments(CLLM4RecTrainingArguments):
-    """Stage 3: recommendation fine-tuning; validated each epoch, the best epoch is kept."""
+    """Stage 3: recommendation fine-tuning; validated each epoch, the best epoch is kept.
 
+    Args:
+        start_competes: whether the state before the first step is kept unless the best epoch ranks better than it by
+            more than chance.
+    """
+
+    start_competes: bool = field(
+        default=True,
+        metadata={
+            "help": "Keep the state before the first step unless the best epoch ranks better by more than chance."
+        },
+    )
     eval_strategy: Any = field(default="epoch", metadata={"help": "When to validate."})
     load_best_model_at_end: bool = field(default=True, metadata={"help": "Keep the best epoch."})
     metric_for_best_model: str | None = field(

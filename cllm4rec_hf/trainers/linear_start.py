@@ -6,10 +6,11 @@ import numpy as np
 from scipy.sparse import csr_matrix, diags
 from tqdm.auto import tqdm
 
-from ..baselines.ease import solve_ease
+from ..baselines.ease import MAX_ITEMS, solve_ease
 from ..baselines.selection import is_main_process
 from ..baselines.text_svd import MAX_RANK, factorize, interaction_counts
 from ..data.prepared import PreparedData
+from ..errors import CLLM4RecError
 from ..evaluation.validation_score import ValidationScore
 
 # the closed form inverts a J x J matrix ten to nineteen times while it chooses (5 s each at 6,000 items on one core)
@@ -61,7 +62,15 @@ def fit_ease(
         max_rank: highest rank.
         score: what λ, w, g and the rank are chosen by, in this order.
         seed: seed of the truncated SVD.
+
+    Raises:
+        CLLM4RecError: if the catalog is too large for a J x J matrix.
     """
+    if data.num_items > MAX_ITEMS:
+        raise CLLM4RecError(
+            f"warm_start ease inverts an item x item matrix: {data.num_items} items are more than the bound of "
+            f"{MAX_ITEMS}; set warm_start to auto or svd"
+        )
     from sklearn.utils.extmath import randomized_svd
 
     interactions = data.histories("train").to_csr().astype(np.float64)

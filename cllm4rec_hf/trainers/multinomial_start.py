@@ -95,7 +95,7 @@ def fit_multinomial(
     steps_an_epoch = _steps_an_epoch(len(users))
     if most_steps is None:
         most_steps = min(_wanted_steps(len(users)), _affordable_steps(data.num_items))
-    between = max(_STEPS_BETWEEN, min(steps_an_epoch // 4, most_steps // 10))
+    between = min(max(1, most_steps), max(_STEPS_BETWEEN, min(steps_an_epoch // 4, most_steps // 10)))
     best = MultinomialStart(vectors.detach().clone(), bias.detach().clone(), power, -np.inf, 0)
     step = waited = 0
     while step < most_steps and waited < _PATIENCE and len(users):

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,10 @@ logger = logging.getLogger(__name__)
 STAGES_DIRECTORY = "stages"
 STAGES = ("content", "pretraining", "recommendation")
 
+# settings whose product with the number of processes makes the documents of a step
+_STEP = ("batch_size", "gradient_accumulation_steps")
+# seconds between two looks for what the main process writes
+_WAIT = 0.2
 _WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 _WRITTEN = (
     "config.json", "model*.safetensors*", "tokenizer*.json", "special_tokens_map.json", "chat_template.jinja",
@@ -96,6 +101,9 @@ class Recipe:
             else:
                 logger.info("Stage %d of %d: %s", number, len(stages), name)
                 self._run_stage(name, directory, stage)
+        if "recommendation" not in stages and self.settings.ranking_task == "recommendation":
+            # the head is calibrated for what ranks, trained or not
+            self._recommendation_stage(self.output / STAGES_DIRECTORY / "untrained-recommendation")
         if self.processes.is_main_process:
             self._finish()
         self.processes.wait_for_everyone()
@@ -127,17 +135,27 @@ class Recipe:
                 )
             return False
         before, now = _read_settings(file), self.made_by
-        if all(before.get(name) == value for name, value in now.items()):
-            return any((self.output / name).is_file() for name in _WEIGHT_FILES)
+        finished = any((self.output / name).is_file() for name in _WEIGHT_FILES)
+        documents = self._documents_a_step(before), self._documents_a_step(now)
+        other = [name for name in now if before.get(name) != now[name]]
+        # who goes on with another number of processes keeps the documents of a step, or steps would be counted anew
+        if not set(other) - set(_STEP) and (documents[0] == documents[1] or (finished and not other)):
+            return finished
         trained = [*self.output.glob("model*.safetensors*"), *self.output.glob(f"{STAGES_DIRECTORY}/*/*")]
         if not trained:
             # of a run that came to nothing, perhaps by other settings
-            self._start_file.unlink(missing_ok=True)
+            for path in (self._start_file, self._warm_start_file):
+                path.unlink(missing_ok=True)
             return False
         if not self.settings.overwrite:
-            other = [f"{k}: {before.get(k)!r} there, {now.get(k)!r} here" for k in now if before.get(k) != now.get(k)]
+            told = [f"{name}: {before.get(name)!r} there, {now[name]!r} here" for name in other]
+            if not set(other) - set(_STEP):
+                told.append(
+                    f"documents in a step: {documents[0]} there, {documents[1]} here, by batch_size x "
+                    f"gradient_accumulation_steps x {self.processes.num_processes} processes"
+                )
             raise CLLM4RecError(
-                f"{self.output} holds a run with other settings ({'; '.join(other[:4])}). "
+                f"{self.output} holds a run with other settings ({'; '.join(told[:4])}). "
                 "Choose another --output, or --overwrite to start again"
             )
         # only what a run writes: the directory may hold other things of the user's
@@ -145,6 +163,12 @@ class Recipe:
             for path in self.output.glob(pattern):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         return False
+
+    def _documents_a_step(self, made_by: dict[str, Any]) -> int:
+        """Interaction documents of an optimizer step, over all processes."""
+        # runs of earlier versions did not say in how many
+        processes = (made_by.get("about") or {}).get("processes", self.processes.num_processes)
+        return int(made_by["batch_size"] * made_by["gradient_accumulation_steps"] * processes)
 
     def _prepare_parts(self) -> None:
         settings = self.settings
@@ -166,6 +190,9 @@ class Recipe:
             if settings.use_content and len(self.data.texts)
             else None
         )
+        if self.content is None and self.model.config.lambda_c:
+            logger.info("There are no content documents, so nothing is pulled towards content embeddings")
+            self.model.config.lambda_c = 0.0
         self.collaborative_collator = CollaborativeCollator(self.prompts, length, seed, settings.reorder)
         self.content_collator = ContentCollator(self.prompts, settings.max_text_length, seed)
         self.recommendation_collator = RecommendationCollator(
@@ -176,13 +203,23 @@ class Recipe:
         self.output.mkdir(parents=True, exist_ok=True)
         beside = self.output / f"{SETTINGS_FILE}.part"
         about = about_run(self.data.meta, self.settings.backbone, self.settings.backbone_revision)
+        about["processes"] = self.processes.num_processes
         beside.write_text(yaml.safe_dump({**self.made_by, "about": about}, sort_keys=False), encoding="utf-8")
         beside.replace(self.output / SETTINGS_FILE)
 
     def _warm_start(self, max_rank: int) -> WarmStart | None:
-        settings = self.settings
-        if settings.warm_start == "none":
+        """Fitted once, by the main process: its choices rest on sums that may differ elsewhere in their last bits."""
+        if self.settings.warm_start == "none":
             return None
+        if self.processes.is_main_process and not self._warm_start_file.is_file():
+            self._fit_warm_start(max_rank).save(self._warm_start_file)
+        # it may take longer than processes wait for each other
+        while not self._warm_start_file.is_file():
+            time.sleep(_WAIT)
+        return WarmStart.load(self._warm_start_file)
+
+    def _fit_warm_start(self, max_rank: int) -> WarmStart:
+        settings = self.settings
         # a backbone that starts at random knows nothing of the texts
         reads = settings.warm_start_texts and settings.warm_start_lm and not settings.random_backbone
         states = text_states(self.data, settings) if reads else None
@@ -247,6 +284,8 @@ class Recipe:
         args = RecommendationArguments(
             **self._arguments(directory, settings.recommendation_epochs, settings.recommendation_learning_rate),
             **self._group_rates(),
+            # tables that were drawn at random rank nothing
+            start_competes=settings.warm_start != "none",
         )
         trainer = RecommendationTrainer(
             self.model,
@@ -272,6 +311,10 @@ class Recipe:
     @property
     def _start_file(self) -> Path:
         return self.output / STAGES_DIRECTORY / "start.safetensors"
+
+    @property
+    def _warm_start_file(self) -> Path:
+        return self.output / STAGES_DIRECTORY / "warm_start.safetensors"
 
     def _ranking_state(self) -> dict[str, Any]:
         """A copy of the item tokens and of the head."""

@@ -43,6 +43,8 @@ class RecommendationTrainer(CLLM4RecTrainer):
         CLLM4RecError: if the model ranks by another task.
     """
 
+    args: RecommendationArguments
+
     def __init__(
         self,
         model: Any,
@@ -70,13 +72,13 @@ class RecommendationTrainer(CLLM4RecTrainer):
         """Train as `Trainer.train` does; the best epoch must rank better than the state before the first step.
 
         It must do so by more than a standard error, see `first_within_chance`: of several epochs the best one on
-        validation owes something to luck.
+        validation owes something to luck. Without `start_competes` the best epoch is kept, whatever was before.
 
         Args:
             resume_from_checkpoint: checkpoint to go on from, or None.
             kwargs: see `Trainer.train`.
         """
-        keeps_best = self.args.load_best_model_at_end and self.evaluator is not None
+        keeps_best = self.args.load_best_model_at_end and self.evaluator is not None and self.args.start_competes
         start = Path(self.args.output_dir or ".") / _START
         place_curves(self, Path(self.args.output_dir or ".") / default_logdir())
         # an interrupted run keeps its own start; any other directory of that name is of another model

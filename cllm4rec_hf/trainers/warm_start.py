@@ -1,11 +1,15 @@
 """Warm start of the item tables, the history term and the item bias; everything that is chosen is so on validation."""
 
+import json
 import logging
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from scipy.optimize import minimize_scalar
 from scipy.sparse import csr_matrix
 from scipy.special import logsumexp
@@ -31,6 +35,7 @@ _SEED_STEP = 1_000_003
 _FEW_ITEMS = 5000
 # the simplest first: words alone, the rest where it pays
 _PREFERENCE = ("texts", "texts and states", "states", "linear model")
+_ABOUT = "about"
 # the linear part's spread over the multinomial part's
 LINEAR_SHARES = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 
@@ -60,6 +65,26 @@ class WarmStart:
     bias: np.ndarray | None = None
     power: float = 0.0
     scale: float = 1.0
+
+    def save(self, file: Path) -> None:
+        """Write a safetensors file, complete before it takes its name."""
+        arrays = {"queries": self.queries, "keys": self.keys, "bias": self.bias}
+        about = {name: value for name, value in vars(self).items() if name not in arrays}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        beside = file.with_suffix(".part")
+        save_file(
+            {name: np.ascontiguousarray(array) for name, array in arrays.items() if array is not None},
+            beside,
+            {_ABOUT: json.dumps(about)},
+        )
+        beside.replace(file)
+
+    @classmethod
+    def load(cls, file: Path) -> "WarmStart":
+        """Read what `save` wrote."""
+        with safe_open(file, "numpy") as stored:
+            arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118, no mapping
+            return cls(**arrays, **json.loads(stored.metadata()[_ABOUT]))
 
     def scores(self, histories: list[np.ndarray] | csr_matrix) -> np.ndarray:
         """Scores of the whole catalog, [B, J] float64, for histories as lists of items or as rows [B, J]."""
@@ -150,7 +175,9 @@ def _starts(
         if rows is not None:
             left, singular, _ = randomized_svd(rows, min(max(RANKS), *rows.shape), random_state=seed)
             starts.append((name, left * np.sqrt(singular)))
-    if texts is None or data.num_items <= _FEW_ITEMS:
+    # what texts do not tell apart, the linear model has to
+    few_texts = texts is None or np.count_nonzero(np.diff(texts.indptr)) < data.num_items / 2
+    if few_texts or data.num_items <= _FEW_ITEMS:
         order = np.argsort(-np.square(linear.keys).sum(axis=0), kind="stable")
         starts.append(("linear model", linear.keys[:, order[: max(RANKS)]]))
     powers = HISTORY_POWERS if data.num_items <= _FEW_ITEMS else HISTORY_POWERS[-1:]

@@ -5,6 +5,7 @@ import pytest
 from datasets import Dataset
 
 from cllm4rec_hf import CLLM4RecError, Evaluator, PreparedData
+from cllm4rec_hf.evaluation import validation_score
 from cllm4rec_hf.evaluation.validation_score import ValidationScore, first_within_chance
 
 
@@ -28,9 +29,18 @@ def test_it_is_the_sum_of_the_evaluators_metrics(data):
     assert quick(scores[quick.users]) == pytest.approx(sum(metrics.values()), abs=1e-6)
 
 
-def test_many_users_are_a_sample_that_the_seed_decides(data):
+def test_many_users_are_a_sample_that_the_seed_decides(data, monkeypatch):
+    assert len(ValidationScore(data, cells=1).users) == data.num_users
+    monkeypatch.setattr(validation_score, "_LEAST_USERS", 5)
+    monkeypatch.setattr(validation_score, "_WANTED_USERS", 7)
     first, second, other = (ValidationScore(data, seed, cells=1) for seed in (0, 0, 1))
-    assert np.array_equal(first.users, second.users) and len(first.users) <= 100
+    assert np.array_equal(first.users, second.users) and len(first.users) == 7
+    assert not np.array_equal(first.users, other.users)
+    # no more of them than memory allows, but never too few to compare
+    monkeypatch.setattr(validation_score, "_MOST_CELLS", 6 * data.num_items)
+    assert len(ValidationScore(data, cells=1).users) == 6
+    monkeypatch.setattr(validation_score, "_MOST_CELLS", 1)
+    assert len(ValidationScore(data, cells=1).users) == 5
     assert first.histories.shape == (len(first.users), data.num_items) and len(other.users) == len(first.users)
 
 

@@ -9,6 +9,7 @@ from scipy.sparse import diags
 from cllm4rec_hf import CLLM4RecForRecommendation, PreparedData
 from cllm4rec_hf.baselines.ease import solve_ease
 from cllm4rec_hf.baselines.text_svd import interaction_counts
+from cllm4rec_hf.errors import CLLM4RecError
 from cllm4rec_hf.evaluation.validation_score import ValidationScore
 from cllm4rec_hf.trainers import linear_start, warm_start
 from cllm4rec_hf.trainers.calibration import calibrate_head
@@ -142,6 +143,29 @@ def test_the_multinomial_part_keeps_its_best_state_and_scores_as_it_says(data):
     assert torch.equal(start.vectors, fit_multinomial(data, initial, 1.0, score, seed=2).vectors)
     # better than where the items' popularity alone would be
     assert start.score > score(start.bias.expand(len(score.users), -1))
+
+
+def test_few_steps_are_steps(data):
+    score = ValidationScore(data)
+    initial = np.random.default_rng(0).normal(size=(data.num_items, 6))
+    start = fit_multinomial(data, initial, 1.0, score, most_steps=3)
+    assert start.steps == 3 and np.isfinite(start.score)
+
+
+def test_where_few_items_have_texts_the_linear_model_starts_large_catalogs(data, monkeypatch):
+    monkeypatch.setattr(warm_start, "_FEW_ITEMS", 1)
+    score, texts = ValidationScore(data), item_text_matrix(data)
+    linear = fit_ease(data, texts, 8, score)
+    few = texts.multiply(np.arange(data.num_items)[:, None] < 3).tocsr()
+    few.eliminate_zeros()
+    assert [name for name, *_ in warm_start._starts(data, texts, None, linear, 0)] == ["texts"]
+    assert [name for name, *_ in warm_start._starts(data, few, None, linear, 0)] == ["texts", "linear model"]
+
+
+def test_the_closed_form_is_refused_where_its_matrix_would_not_fit(data, monkeypatch):
+    monkeypatch.setattr("cllm4rec_hf.trainers.linear_start.MAX_ITEMS", data.num_items - 1)
+    with pytest.raises(CLLM4RecError, match="set warm_start to auto or svd"):
+        fit_warm_start(data, 16, "ease")
 
 
 @pytest.mark.parametrize(("size", "rank"), [(576, 224), (4096, 224), (56, 28), (2, 1)])
