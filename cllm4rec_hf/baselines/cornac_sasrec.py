@@ -33,7 +33,7 @@ class CornacSASRec(ArrayBaseline):
     """
 
     model_type = "cornac-sasrec"
-    GRID = grid_of(n_epochs=(10, 30, 90))
+    GRID = grid_of(n_epochs=(3, 10, 30, 60))
     SETTINGS = (
         "num_items", "embedding_dim", "num_blocks", "num_heads", "max_len", "dropout", "n_epochs", "learning_rate",
     )  # fmt: skip

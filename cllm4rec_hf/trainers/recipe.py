@@ -335,13 +335,14 @@ class Recipe:
 
         Better on validation, and by more than a standard error, see `first_within_chance`.
         """
-        pretrained, state = user_scores(trainer.validate()), self._ranking_state()
+        of_pretrained, state = trainer.validate(), self._ranking_state()
         # the collaborative task's calibration was measured in pretraining and stays
         start = load_file(self._start_file).items()
         kept = {name: x for name, x in start if not name.startswith("item_head.collaborative_")}
         self.model.load_state_dict(kept, strict=False)
         self._calibrate(trainer, self.settings.initial_lm_share)
-        started = user_scores(trainer.validate())
+        of_start = trainer.validate()
+        pretrained, started = user_scores(of_pretrained), user_scores(of_start)
         stays = first_within_chance([started, pretrained]) == 0
         logger.info(
             "Validation score %.4f after pretraining, %.4f by the warm start: %s goes on",
@@ -349,6 +350,7 @@ class Recipe:
         )  # fmt: skip
         if not stays:
             self.model.load_state_dict(state, strict=False)
+        trainer.known = of_start if stays else of_pretrained
 
     def _arguments(self, directory: Path, epochs: float | None, learning_rate: float | None) -> dict[str, Any]:
         settings, stage = self.settings, directory.name.partition("-")[2]

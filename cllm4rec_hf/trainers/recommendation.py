@@ -62,6 +62,10 @@ class RecommendationTrainer(CLLM4RecTrainer):
                 "fine-tune; set config.ranking_task to 'recommendation'"
             )
         self.evaluator = evaluator
+        # the present state's result on validation, where it is known; the next `evaluate` takes it
+        self.known: EvaluationResult | None = None
+        # what states are compared by, by the step that they were validated at
+        self._values: dict[int, np.ndarray] = {}
         corpora = (interactions,) if content is None else (interactions, content)
         collators = {"recommendation": collator, "content": content_collator}
         # Trainer asks for an eval_dataset wherever eval_strategy is set
@@ -89,14 +93,17 @@ class RecommendationTrainer(CLLM4RecTrainer):
                 beside = start.with_name(f"{_START}.part")
                 beside.mkdir(parents=True, exist_ok=True)
                 save_file({name: x.contiguous() for name, x in self.learned_state().items()}, beside / _LEARNED)
-                save_arrays({"values": self._compared(self._validated)}, beside / _VALUES)
+                save_arrays({"values": self._values[self.state.global_step]}, beside / _VALUES)
                 beside.replace(start)
             self.accelerator.wait_for_everyone()
+        # steps will change the state
+        self.known = None
         result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         if keeps_best:
             before = load_arrays(start / _VALUES)["values"]
-            # of the best epoch, whose state has been loaded
-            after = self._compared(self.validate())
+            # of the best epoch, whose state has been loaded; a run that went on may not have validated it itself
+            after = self._values.get(self.state.best_global_step or -1)
+            after = self._compared(self.validate()) if after is None else after
             if first_within_chance([before, after]) == 0:
                 logger.info(
                     "The best epoch ranks no better on validation than the start by more than chance (%.4f and %.4f); "
@@ -135,8 +142,11 @@ class RecommendationTrainer(CLLM4RecTrainer):
         Returns:
             The metrics and `…_score`, their sum.
         """
-        self._validated = self.validate(eval_dataset)
-        found = self._validated.metrics
+        result = self.known if self.known is not None and eval_dataset is None else self.validate(eval_dataset)
+        self.known = None
+        if eval_dataset in (None, self.evaluator):
+            self._values[self.state.global_step] = self._compared(result)
+        found = result.metrics
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         metrics[f"{metric_key_prefix}_score"] = sum(found.values())
         self.log(metrics)

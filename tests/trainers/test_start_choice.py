@@ -70,6 +70,21 @@ def test_the_warm_start_goes_on_unless_pretraining_ranks_better_on_validation(
     )
 
 
+def test_no_state_is_validated_twice(recipe, monkeypatch):
+    validate, steps = RecommendationTrainer.validate, []
+
+    def counted(self, evaluator=None):
+        steps.append(self.state.global_step)
+        return validate(self, evaluator)
+
+    monkeypatch.setattr(RecommendationTrainer, "validate", counted)
+    recipe.run()
+    # pretraining's, the warm start's, and two epochs'
+    assert len(steps) == 4 and steps[:2] == [0, 0] and 0 < steps[2] < steps[3]
+    scores = [entry["eval_score"] for entry in recipe.history["recommendation"] if "eval_score" in entry]
+    assert len(scores) == 2
+
+
 def test_the_start_of_a_run_that_came_to_nothing_is_not_used(recipe, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
