@@ -1,5 +1,7 @@
 """The parts of the training losses, each summed over the documents of a batch."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,6 +11,8 @@ from torch.utils.checkpoint import checkpoint
 _CHUNK_ROWS = 256
 # and over one that trains, where every chunk adds N x d numbers to the weights' gradient
 _TRAINED_CHUNK_ROWS = 1024
+# rows x items whose logits are held at once; with what the way back takes, some 0.8 GB
+_ITEM_CELLS = 50_000_000
 
 
 class _FrozenHeadCrossEntropy(torch.autograd.Function):
@@ -105,6 +109,31 @@ def multinomial_nll(logits: Tensor, target: Tensor) -> Tensor:
     picked = logits.gather(1, target.clamp(min=0))
     log_normalizer = torch.logsumexp(logits, dim=-1, keepdim=True)
     return ((log_normalizer - picked) * valid).sum()
+
+
+def chunked_over_items(
+    loss: Callable[[Tensor, Tensor], Tensor], query: Tensor, target: Tensor, num_items: int
+) -> Tensor:
+    """A sum over rows of queries, never holding more of their item logits than memory allows.
+
+    Args:
+        loss: from some rows of queries and targets to their sum; makes the logits.
+        query: [R, d].
+        target: [R, M] int64.
+        num_items: columns J of the logits.
+
+    Returns:
+        Scalar float32.
+    """
+    rows = max(1, _ITEM_CELLS // num_items)
+    if len(query) <= rows:
+        return loss(query, target)
+    # computed again on the way back, so that the logits of one chunk at a time are held
+    parts = [
+        checkpoint(loss, some, targets, use_reentrant=False, preserve_rng_state=False)
+        for some, targets in zip(query.split(rows), target.split(rows), strict=True)
+    ]
+    return torch.stack(parts).sum()
 
 
 def sampled_nll(positive: Tensor, sampled: Tensor, log_expected: Tensor, is_positive: Tensor, valid: Tensor) -> Tensor:

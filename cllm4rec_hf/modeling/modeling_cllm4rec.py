@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from .losses_cllm4rec import (
+    chunked_over_items,
     multinomial_nll,
     mutual_regularization,
     sampled_nll,
@@ -206,7 +207,11 @@ class _CLLM4RecForTask(CLLM4RecPreTrainedModel):
         """Sum of −log p of each row's items [R, M] (−100 for none), exact or from a sample of the catalog."""
         table = self.collaborative_item_embeddings
         if sample is None:
-            return multinomial_nll(self.item_head.logits(query, table.weight), target)
+
+            def exact(query: Tensor, target: Tensor) -> Tensor:
+                return multinomial_nll(self.item_head.logits(query, table.weight), target)
+
+            return chunked_over_items(exact, query, target, table.num_embeddings)
         items, log_expected = sample
         valid, own = target >= 0, target.clamp(min=0)
         positive = self.item_head.candidate_logits(query, table(own), own)

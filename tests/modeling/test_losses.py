@@ -8,6 +8,7 @@ import torch
 
 from cllm4rec_hf import CLLM4RecForRecommendation
 from cllm4rec_hf.data.negatives import ItemSampler
+from cllm4rec_hf.modeling import losses_cllm4rec
 from cllm4rec_hf.modeling.losses_cllm4rec import (
     distinct_rows,
     multinomial_nll,
@@ -213,6 +214,35 @@ def test_multinomial_nll_against_a_loop():
         float(logits[b].log_softmax(-1)[j]) for b, row in enumerate(target.tolist()) for j in row if j >= 0
     )
     assert multinomial_nll(logits, target).item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("task", ["collaborative", "recommendation"])
+def test_item_losses_by_rows_equal_those_of_all_rows(task, family, monkeypatch):
+    model = toy(family)
+    inputs = batch(family, INTERACTIONS)
+    if task == "recommendation":
+        inputs = {**inputs, "labels": torch.tensor([[item(0), item(2)], [item(1), -100], [item(3), item(0)]])}
+    found = []
+    for cells in (10**9, 2 * ITEMS):
+        monkeypatch.setattr(losses_cllm4rec, "_ITEM_CELLS", cells)
+        model.zero_grad()
+        held = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x, held=held: held.append(tuple(x.shape)) or x, lambda x: x
+        ):
+            loss = model(**inputs, task=task).loss
+        loss.backward()
+        rows = max((shape[0] for shape in held if len(shape) == 2 and shape[1] == ITEMS), default=0)
+        found.append(
+            (rows, loss.detach(), {n: p.grad.to_dense() for n, p in model.named_parameters() if p.grad is not None})
+        )
+    (all_rows, loss, gradients), (few_rows, by_rows, others) = found
+    # two rows of logits at a time, and those computed anew on the way back
+    assert all_rows > 2 >= few_rows
+    torch.testing.assert_close(by_rows, loss)
+    assert gradients.keys() == others.keys() and gradients
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(others[name], gradient, atol=1e-6, rtol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
