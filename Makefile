@@ -1,4 +1,4 @@
-# Everything runs in .venv; `make demo` and `make test` need nothing but Python 3.10 or newer and a package registry.
+# Everything runs in .venv; `make demo` and `make test` need nothing but Python 3.11 or newer and a package registry.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -8,6 +8,7 @@ import hashlib
 import json
 import sys
 import time
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def _cllm4rec(request: dict[str, Any], data: Any) -> tuple[Any, dict[str, Any]]:
 
 def _write(name: Path, request: dict[str, Any], result: Any, told: dict[str, Any]) -> None:
     import platform
-    from datetime import datetime, timezone
+    from datetime import datetime
 
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -124,7 +125,7 @@ def _write(name: Path, request: dict[str, Any], result: Any, told: dict[str, Any
         **peaks,
         "seed": request["seed"],
         "identity": request["identity"],
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "environment": {
             "cllm4rec_hf": cllm4rec_hf.__version__,
             "code": code_fingerprint(Path(cllm4rec_hf.__file__).parent),

@@ -1,6 +1,6 @@
 """Speed of the three stages' training steps against the reference way of training, on the same documents.
 
-    python benchmarks/training_speed.py [--data PREPARED] [--backbone smollm2 gpt2] [--max-length 512]
+    python benchmarks/training_speed.py [--data PREPARED] [--backbone gpt2 HUB_ID_OR_FILE] [--max-length 512]
 
 The reference way is what the published description says, plainly: float32; prompt and main text padded separately, in
 two forward passes through the backbone (the second attends to the keys and values of the first); all logits; torch's

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from cllm4rec_hf.modeling.losses_cllm4rec import _ITEM_CELLS
 from cllm4rec_hf.trainers.arguments import CLLM4RecTrainingArguments
 from cllm4rec_hf.trainers.row_adamw import RowAdamW
 from tests.conftest import make_backbone
@@ -36,6 +37,7 @@ def test_the_document_quotes_every_table(arithmetic):
 
 
 def test_numbers_of_the_prose(arithmetic):
+    assert arithmetic.LOGITS == _ITEM_CELLS
     everything = arithmetic.row_bytes(4096) * (arithmetic.USERS + arithmetic.ITEMS)
     assert "10.8 TB, fills 135 GPUs of 80 GB, or\n17 machines" in TEXT
     assert round(everything / 1e12, 1) == 10.8

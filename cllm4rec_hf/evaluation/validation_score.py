@@ -20,8 +20,9 @@ class ValidationScore:
 
     Args:
         data: prepared data.
-        seed: seed of the users that have a part in it, where users x items exceed `cells`.
-        cells: bound on users x items.
+        seed: seed of the users that have a part in it, where not all have.
+        cells: users x items up to which all users have a part in it; beyond, 1,000 have as far as 200 million cells
+            allow, and 100 at least.
 
     Raises:
         CLLM4RecError: if no user has validation items.
