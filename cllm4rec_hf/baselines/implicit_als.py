@@ -23,7 +23,9 @@ class ImplicitALS(ArrayBaseline):
     """
 
     model_type = "implicit-als"
-    GRID = grid_of(factors=(16, 64, 128, 256), regularization=(3.0, 10.0, 30.0, 100.0), alpha=(1.0, 3.0, 10.0, 30.0))
+    GRID = grid_of(
+        factors=(16, 64, 256), regularization=(3.0, 10.0, 30.0, 100.0, 300.0), alpha=(1.0, 3.0, 10.0, 30.0, 100.0)
+    )
     SETTINGS = ("factors", "regularization", "alpha", "iterations")
     ARRAYS = ("item_factors",)
 
