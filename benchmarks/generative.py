@@ -2,15 +2,15 @@
 
     python benchmarks/generative.py --data PREPARED --checkpoint CHECKPOINT [--output runs/generative]
         [--backbone NAME] [--num-layers 6] [--users 200] [--turns 5] [--beams 20 40] [--candidates 20 50 100]
-        [--pseudo-ids '{"max_epochs": 10}'] [--yes-no '{"max_epochs": 5}'] [--choose]
+        [--pseudo-ids '{"max_epochs": 10}'] [--yes-no '{"max_epochs": 5}'] [--choose pseudo-ids yes-no]
     python benchmarks/generative.py --quick
 
 CHECKPOINT is what `cllm4rec train` wrote for the same data and the same backbone. The other two are fine-tuned on that
 backbone, by LoRA unless told otherwise, and saved under the output directory; what was saved there with the same
 settings is not trained again. The candidates of the yes/no scorer are EASE's best, its ridge chosen on validation;
---choose chooses the learning rates of both on validation, too. All methods know the same of a user, the items of
-training and validation, and are asked about the same random users of the test split. Each turn asks every method once,
-for all users in batches; its time divided by the users is the seconds a user. Quality is that of the first turn;
+--choose names those whose learning rate is chosen on validation, too. All methods know the same of a user, the items
+of training and validation, and are asked about the same random users of the test split. Each turn asks every method
+once, for all users in batches; its time divided by the users is the seconds a user. Quality is that of the first turn;
 nothing is drawn at random.
 
 --quick trains everything on generated data and a tiny random model, to see that it runs.
@@ -251,13 +251,15 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     methods = [single_pass(data, options.checkpoint)]
     output = Path(options.output)
     settings = {**shared, **json.loads(options.pseudo_ids)}
-    model, seconds = fitted("pseudo-ids", data, output / "pseudo-ids", settings, options.seed, options.choose)
+    chosen = "pseudo-ids" in options.choose
+    model, seconds = fitted("pseudo-ids", data, output / "pseudo-ids", settings, options.seed, chosen)
     methods += [
         generation(model, beams, constrained, seconds) for beams in options.beams for constrained in (False, True)
     ]
     settings = {**shared, **json.loads(options.yes_no)}
     retriever = baseline_class("ease").choose(data, options.seed).model
-    model, seconds = fitted("yes-no", data, output / "yes-no", settings, options.seed, options.choose, retriever)
+    chosen = "yes-no" in options.choose
+    model, seconds = fitted("yes-no", data, output / "yes-no", settings, options.seed, chosen, retriever)
     methods += [questions(model, count, seconds) for count in options.candidates]
     test = data.histories("test")
     eligible = np.flatnonzero(np.diff(test.indptr))
@@ -296,7 +298,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--candidates", type=int, nargs="+", default=[20, 50, 100])
     parser.add_argument("--pseudo-ids", default="{}", metavar="JSON", help="settings of PseudoIdsConfig")
     parser.add_argument("--yes-no", default="{}", metavar="JSON", help="settings of YesNoConfig")
-    parser.add_argument("--choose", action="store_true", help="choose both models' learning rates on validation")
+    parser.add_argument(
+        "--choose",
+        nargs="+",
+        choices=("pseudo-ids", "yes-no"),
+        default=[],
+        help="choose these models' learning rates on validation; yes-no is asked about every user's candidates",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="generated data and a tiny random model")
     options = parser.parse_args(arguments)

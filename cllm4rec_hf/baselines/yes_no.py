@@ -202,7 +202,7 @@ class YesNo(LanguageModelBaseline):
         for row, history in enumerate(bar):
             prefix = torch.tensor([self._prefix(history)], device=self.device)
             shared = DynamicCache(config=model.config)
-            model(input_ids=prefix, logits_to_keep=1, **{name: shared})
+            model(input_ids=prefix, logits_to_keep=torch.tensor([-1]), **{name: shared})
             places = np.flatnonzero(candidates[row] >= 0)
             for chosen in np.split(places, range(step, len(places), step)):
                 batch = self.padded([self._suffix(item) for item in candidates[row][chosen]])
@@ -217,7 +217,8 @@ class YesNo(LanguageModelBaseline):
         return out
 
     def _last_state_only(self) -> dict[str, Any]:
-        return {"output_hidden_states": True, "logits_to_keep": 1}
+        # by an index: a slice is not contiguous, and torch would copy the head's matrix for each row of it
+        return {"output_hidden_states": True, "logits_to_keep": torch.tensor([-1])}
 
     def _differences(self, outputs: Any) -> Tensor:
         """logit(Yes) − logit(No) at the last position, [B] float32: logits in bfloat16 would tie."""
