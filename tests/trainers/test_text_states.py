@@ -161,5 +161,5 @@ def test_who_reads_the_states(changes, reads, prepared, settings, tmp_path, monk
     values = {**QUICK, "backbone": settings.backbone, **changes}
     recipe = Recipe(RecipeSettings(data=str(prepared), output=str(tmp_path / "out"), **values))
     recipe.data = PreparedData.load(prepared)
-    recipe._warm_start(16)
+    recipe._fit_warm_start(16)
     assert bool(asked) == reads
