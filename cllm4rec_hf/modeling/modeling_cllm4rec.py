@@ -219,6 +219,19 @@ class _CLLM4RecForTask(CLLM4RecPreTrainedModel):
         is_positive = (items[None, :, None] == target[:, None, :]).any(-1)
         return sampled_nll(positive, sampled, log_expected, is_positive, valid)
 
+    def rank_by_lm_term(self, lm_term: bool) -> None:
+        """Say whether the language model has a part in the item logits; else the history term ranks alone.
+
+        Args:
+            lm_term: as in the configuration, which keeps it.
+
+        Raises:
+            ValueError: if nothing is left to rank by.
+        """
+        if not lm_term and not self.config.history_rank:
+            raise ValueError("Without a history term (history_rank 0) the language model's part alone ranks items")
+        self.config.lm_term = self.item_head.lm_term = lm_term
+
     def prompt_states(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Hidden states that answer prompts: at the last token; of an encoder-decoder backbone's decoder.
 

@@ -29,7 +29,7 @@ from .building import backbone_config, build
 from .calibration import calibrate_head
 from .content import ContentTrainer
 from .mutual_regularization import MutualRegularizationTrainer
-from .recommendation import RecommendationTrainer, user_scores
+from .recommendation import RecommendationTrainer
 from .settings import SETTLED, RecipeSettings
 from .text_states import text_states
 from .tracking import RUNS_DIRECTORY, check_trackers, place_curves
@@ -335,18 +335,17 @@ class Recipe:
 
         Better on validation, and by more than a standard error, see `first_within_chance`.
         """
-        of_pretrained, state = trainer.validate(), self._ranking_state()
+        of_pretrained, state = trainer.stand(), self._ranking_state()
         # the collaborative task's calibration was measured in pretraining and stays
         start = load_file(self._start_file).items()
         kept = {name: x for name, x in start if not name.startswith("item_head.collaborative_")}
         self.model.load_state_dict(kept, strict=False)
         self._calibrate(trainer, self.settings.initial_lm_share)
-        of_start = trainer.validate()
-        pretrained, started = user_scores(of_pretrained), user_scores(of_start)
-        stays = first_within_chance([started, pretrained]) == 0
+        of_start = trainer.stand()
+        stays = first_within_chance([of_start.values, of_pretrained.values]) == 0
         logger.info(
             "Validation score %.4f after pretraining, %.4f by the warm start: %s goes on",
-            pretrained.mean(), started.mean(), "the warm start" if stays else "pretraining",
+            of_pretrained.values.mean(), of_start.values.mean(), "the warm start" if stays else "pretraining",
         )  # fmt: skip
         if not stays:
             self.model.load_state_dict(state, strict=False)
@@ -405,6 +404,8 @@ class Recipe:
         lost = [name for name in missing if name in learned or not name.startswith("backbone.")]
         if lost or unexpected:
             raise CLLM4RecError(f"The tables in {directory} are not this model's: {(lost + unexpected)[:3]}")
+        # a stage may have found that the history term ranks better by itself
+        self.model.rank_by_lm_term(json.loads((directory / "config.json").read_text())["lm_term"])
 
     # ---- after the stages
 

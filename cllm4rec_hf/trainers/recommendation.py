@@ -2,6 +2,9 @@
 
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,21 @@ from .tracking import place_curves
 logger = logging.getLogger(__name__)
 
 _START, _LEARNED, _VALUES = "start", "learned.safetensors", "values.safetensors"
+
+
+@dataclass
+class Standing:
+    """How well a state ranks on validation, by all of its logits and by the better part of them.
+
+    Args:
+        result: by all of them.
+        values: [n] float64, what states are compared by, with the language model's part of the logits or without it.
+        lm_term: whether with it: it is left out where it ranks no better by more than chance.
+    """
+
+    result: EvaluationResult
+    values: np.ndarray
+    lm_term: bool
 
 
 class RecommendationTrainer(CLLM4RecTrainer):
@@ -62,8 +80,8 @@ class RecommendationTrainer(CLLM4RecTrainer):
                 "fine-tune; set config.ranking_task to 'recommendation'"
             )
         self.evaluator = evaluator
-        # the present state's result on validation, where it is known; the next `evaluate` takes it
-        self.known: EvaluationResult | None = None
+        # the present state's, where it has been measured; `train` takes it
+        self.known: Standing | None = None
         # what states are compared by, by the step that they were validated at
         self._values: dict[int, np.ndarray] = {}
         corpora = (interactions,) if content is None else (interactions, content)
@@ -76,7 +94,9 @@ class RecommendationTrainer(CLLM4RecTrainer):
         """Train as `Trainer.train` does; the best epoch must rank better than the state before the first step.
 
         It must do so by more than a standard error, see `first_within_chance`: of several epochs the best one on
-        validation owes something to luck. Without `start_competes` the best epoch is kept, whatever was before.
+        validation owes something to luck. The start competes as it stands, and without the language model's part of
+        the logits, which has not been trained for ranking yet; where that is kept, `lm_term` is false from then on.
+        Without `start_competes` the best epoch is kept, whatever was before.
 
         Args:
             resume_from_checkpoint: checkpoint to go on from, or None.
@@ -87,30 +107,31 @@ class RecommendationTrainer(CLLM4RecTrainer):
         place_curves(self, Path(self.args.output_dir or ".") / default_logdir())
         # an interrupted run keeps its own start; any other directory of that name is of another model
         if keeps_best and not (resume_from_checkpoint and (start / _VALUES).is_file()):
-            self.evaluate()
+            standing, self.known = self.known or self.stand(), None
+            self._announce(standing.result)
             if self.is_world_process_zero():
                 shutil.rmtree(start, ignore_errors=True)
                 beside = start.with_name(f"{_START}.part")
                 beside.mkdir(parents=True, exist_ok=True)
                 save_file({name: x.contiguous() for name, x in self.learned_state().items()}, beside / _LEARNED)
-                save_arrays({"values": self._values[self.state.global_step]}, beside / _VALUES)
+                save_arrays({"values": standing.values, "lm_term": np.array(standing.lm_term)}, beside / _VALUES)
                 beside.replace(start)
             self.accelerator.wait_for_everyone()
-        # steps will change the state
-        self.known = None
         result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         if keeps_best:
-            before = load_arrays(start / _VALUES)["values"]
+            kept = load_arrays(start / _VALUES)
+            before, lm_term = kept["values"], bool(kept["lm_term"])
             # of the best epoch, whose state has been loaded; a run that went on may not have validated it itself
             after = self._values.get(self.state.best_global_step or -1)
             after = self._compared(self.validate()) if after is None else after
             if first_within_chance([before, after]) == 0:
                 logger.info(
                     "The best epoch ranks no better on validation than the start by more than chance (%.4f and %.4f); "
-                    "the start is kept",
-                    after.mean(), before.mean(),
+                    "the start is kept%s",
+                    after.mean(), before.mean(), "" if lm_term else ", and the history term ranks by itself",
                 )  # fmt: skip
                 self.model.load_state_dict(load_file(start / _LEARNED), strict=False)
+                self.model.rank_by_lm_term(lm_term)
         return result
 
     def _compared(self, found: EvaluationResult) -> np.ndarray:
@@ -118,6 +139,27 @@ class RecommendationTrainer(CLLM4RecTrainer):
         name = str(self.args.metric_for_best_model).removeprefix("eval_")
         values = user_scores(found) if name == "score" else found.per_user[name]
         return values if self.args.greater_is_better else -values
+
+    def stand(self) -> Standing:
+        """Measure the present state on validation, without the language model's part of the logits, too."""
+        result = self.validate()
+        values = self._compared(result)
+        config = self.model.config
+        # adapters are stored without the model's configuration, which keeps the choice, and they are for that part
+        if config.lm_term and config.history_rank and not hasattr(self.model, "peft_config"):
+            with self._history_alone():
+                alone = self._compared(self.validate())
+            if first_within_chance([alone, values]) == 0:
+                return Standing(result, alone, lm_term=False)
+        return Standing(result, values, config.lm_term)
+
+    @contextmanager
+    def _history_alone(self) -> Iterator[None]:
+        self.model.rank_by_lm_term(False)
+        try:
+            yield
+        finally:
+            self.model.rank_by_lm_term(True)
 
     def validate(self, evaluator: Any = None) -> EvaluationResult:
         """The present state's result on validation, which no log and no callback hears of.
@@ -142,10 +184,12 @@ class RecommendationTrainer(CLLM4RecTrainer):
         Returns:
             The metrics and `…_score`, their sum.
         """
-        result = self.known if self.known is not None and eval_dataset is None else self.validate(eval_dataset)
-        self.known = None
+        result = self.validate(eval_dataset)
         if eval_dataset in (None, self.evaluator):
             self._values[self.state.global_step] = self._compared(result)
+        return self._announce(result, metric_key_prefix)
+
+    def _announce(self, result: EvaluationResult, metric_key_prefix: str = "eval") -> dict[str, float]:
         found = result.metrics
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         metrics[f"{metric_key_prefix}_score"] = sum(found.values())

@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cllm4rec_hf import CLLM4RecForRecommendation
 from cllm4rec_hf.evaluation.result import EvaluationResult
 from cllm4rec_hf.trainers.recipe import Recipe
 from cllm4rec_hf.trainers.recommendation import RecommendationTrainer
@@ -41,7 +42,8 @@ def test_the_warm_start_goes_on_unless_pretraining_ranks_better_on_validation(
     started, center_hidden, recipe, monkeypatch
 ):
     recipe.settings.center_hidden = center_hidden
-    scores, seen = iter([0.5, started]), {}
+    # each state with the language model's part of the logits, and without it
+    scores, seen = iter([0.5, 0.5, started, started]), {}
     monkeypatch.setattr(RecommendationTrainer, "validate", lambda *_, **__: result(next(scores)))
     monkeypatch.setattr(RecommendationTrainer, "train", lambda *_, **__: seen.update(fine_tuned=state(recipe)))
     prepare, stage = Recipe._prepare_parts, Recipe._recommendation_stage
@@ -79,8 +81,8 @@ def test_no_state_is_validated_twice(recipe, monkeypatch):
 
     monkeypatch.setattr(RecommendationTrainer, "validate", counted)
     recipe.run()
-    # pretraining's, the warm start's, and two epochs'
-    assert len(steps) == 4 and steps[:2] == [0, 0] and 0 < steps[2] < steps[3]
+    # pretraining's and the warm start's, each with the language model's part and without it, and two epochs'
+    assert len(steps) == 6 and steps[:4] == [0, 0, 0, 0] and 0 < steps[4] < steps[5]
     scores = [entry["eval_score"] for entry in recipe.history["recommendation"] if "eval_score" in entry]
     assert len(scores) == 2
 
@@ -107,3 +109,44 @@ def test_the_start_of_a_run_that_came_to_nothing_is_not_used(recipe, monkeypatch
     other.run()
     # the basis is drawn by the run's own seed
     assert torch.equal(seen["item_head.history_basis"], seen["now"])
+
+
+@pytest.mark.parametrize("lm_term", [True, False])
+def test_a_run_that_goes_on_behind_its_last_stage_ranks_as_the_stage_left_it(lm_term, recipe, monkeypatch):
+    def train(self, *_, **__):
+        self.model.rank_by_lm_term(lm_term)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RecommendationTrainer, "train", train)
+    with monkeypatch.context() as patch:
+        patch.setattr(Recipe, "_finish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            recipe.run()
+    # the stage is done
+    monkeypatch.setattr(RecommendationTrainer, "train", stop)
+    again = Recipe(recipe.settings)
+    again.run()
+    assert again.model.config.lm_term is again.model.item_head.lm_term is lm_term
+    model = CLLM4RecForRecommendation.from_pretrained(again.output)
+    assert model.config.lm_term is lm_term
+
+
+def test_the_warm_start_competes_by_its_history_term_alone(recipe, monkeypatch):
+    """It is compared by the better of its two ways to rank."""
+    asked = []
+
+    def validate(self, *_, **__):
+        asked.append(self.model.config.lm_term)
+        # pretraining with and without the language model's part, then the warm start
+        return result([0.5, 0.4, 0.3, 0.6][len(asked) - 1])
+
+    monkeypatch.setattr(RecommendationTrainer, "validate", validate)
+    seen = {}
+    monkeypatch.setattr(RecommendationTrainer, "train", lambda self, **_: seen.update(known=self.known))
+    recipe.run()
+    assert asked == [True, False, True, False]
+    assert seen["known"].values.mean() == pytest.approx(0.6) and not seen["known"].lm_term
+    # training itself goes on with it
+    assert recipe.model.config.lm_term
