@@ -211,10 +211,25 @@ class Recipe:
         """Fitted once, by the main process: its choices rest on sums that may differ elsewhere in their last bits."""
         if self.settings.warm_start == "none":
             return None
+        failure = self._warm_start_file.with_suffix(".failed")
+        if self.processes.is_main_process:
+            # of an earlier attempt
+            failure.unlink(missing_ok=True)
+        self.processes.wait_for_everyone()
         if self.processes.is_main_process and not self._warm_start_file.is_file():
-            self._fit_warm_start(max_rank).save(self._warm_start_file)
+            try:
+                self._fit_warm_start(max_rank).save(self._warm_start_file)
+            except BaseException as error:
+                failure.parent.mkdir(parents=True, exist_ok=True)
+                failure.write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
+                raise
         # it may take longer than processes wait for each other
         while not self._warm_start_file.is_file():
+            if failure.is_file():
+                raise CLLM4RecError(
+                    f"The main process could not fit the warm start ({failure.read_text(encoding='utf-8')}); its own "
+                    "message says where, and --warm-start none does without it"
+                )
             time.sleep(_WAIT)
         return WarmStart.load(self._warm_start_file)
 

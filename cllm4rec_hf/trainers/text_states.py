@@ -57,9 +57,8 @@ def text_states(data: PreparedData, settings: Any) -> np.ndarray | None:
     if has_text.sum() < 2:
         return None
     words = hashlib.sha256(json.dumps(ids).encode()).hexdigest()
-    key = hashlib.sha256(json.dumps([_VERSION, words, encoder.fingerprint(), encoder.window]).encode()).hexdigest()[
-        :32
-    ]
+    identity = json.dumps([_VERSION, words, encoder.fingerprint(), encoder.window])
+    key = hashlib.sha256(identity.encode()).hexdigest()[:32]
     return _cached(key, lambda: _whitened_means(ids, encoder, layer))
 
 

@@ -85,6 +85,30 @@ def test_the_warm_start_is_fitted_once(make, monkeypatch):
     assert fits == [0, 1]
 
 
+def test_who_waits_for_the_warm_start_hears_of_its_failure(make, monkeypatch):
+    fit = recipe_module.fit_warm_start
+
+    def fail(*_):
+        raise MemoryError("no room for 8 GB")
+
+    monkeypatch.setattr(recipe_module, "fit_warm_start", fail)
+    with pytest.raises(MemoryError):
+        make().run()
+    other = make()
+    other.processes = SimpleNamespace(is_main_process=False, wait_for_everyone=lambda: None)
+    with pytest.raises(
+        CLLM4RecError, match=r"fit the warm start \(MemoryError: no room for 8 GB\).*--warm-start none"
+    ):
+        other._warm_start(max_rank=8)
+    # a failure is of one attempt
+    monkeypatch.setattr(recipe_module, "fit_warm_start", fit)
+    monkeypatch.setattr(Recipe, "_stages", lambda self: {})
+    monkeypatch.setattr(Recipe, "_finish", lambda self: None)
+    make().run()
+    assert other._warm_start_file.is_file() and not other._warm_start_file.with_suffix(".failed").exists()
+    assert other._warm_start(max_rank=8) is not None
+
+
 def test_a_warm_start_is_read_as_it_was_written(tmp_path):
     numbers = np.random.default_rng(0).normal(size=(5, 3))
     start = WarmStart("ease", numbers, numbers + 1, 3.0, {"linear share": 0.1}, 0.5, numbers[:, 0], 0.75, 2.0)
