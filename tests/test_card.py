@@ -95,6 +95,21 @@ def test_what_it_says(checkpoint):
     assert "{{" not in text and "{%" not in text
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_it_says_what_ranks(asked, checkpoint):
+    def text():
+        write_card(checkpoint)
+        return ModelCard.load(checkpoint / "README.md").text
+
+    assert "One forward pass of a prompt" in text() and "lm_term" not in text() and 'Give `"user"` as well' in text()
+    for name, change in (("config.json", {"lm_term": False}), ("training.yaml", {"lm_term": asked})):
+        found = yaml.safe_load((checkpoint / name).read_text())
+        (checkpoint / name).write_text(json.dumps({**found, **change}))
+    assert "One forward pass" not in text() and "is left out (`lm_term: false`)" in text()
+    assert ("on validation it ranked no better" in text()) is asked
+    assert "Everybody is served by their history alone. `pip install" in text()
+
+
 def test_no_path_no_user_no_history(checkpoint):
     write_card(checkpoint)
     text = (checkpoint / "README.md").read_text()
