@@ -64,7 +64,8 @@ def single_pass(data: Any, checkpoint: str) -> Method:
     from cllm4rec_hf import Recommender, Request
     from cllm4rec_hf.trainers.building import choose_dtype
 
-    recommender = Recommender.from_pretrained(checkpoint, dtype=choose_dtype("auto"))
+    # by the language model, where the history term alone would rank as well, too: that is what is compared
+    recommender = Recommender.from_pretrained(checkpoint, dtype=choose_dtype("auto"), lm_term_ranks=True)
     user_ids, item_ids = list(data.users["user_id"]), list(data.items["item_id"])
     if recommender.catalog.item_ids != item_ids:
         raise SystemExit(f"{checkpoint} was trained on other items than the data holds")

@@ -76,11 +76,13 @@ def run(precision: str, options: argparse.Namespace) -> dict[str, Any]:
             result = evaluator.evaluate(ranker)
             return {name: (result.metrics[name], *result.intervals[name]) for name in METRICS}
 
+        # what a precision costs shows in the language model's part alone
+        recipe.model.config.lm_term_ranks = True
         quality = {precision: metrics(recipe.model)}
         size = stored_bytes(recipe.model.backbone)
         if precision.startswith("int"):
             del recipe.model
-            quality["bf16"] = metrics(CLLM4RecForRecommendation.from_pretrained(output))
+            quality["bf16"] = metrics(CLLM4RecForRecommendation.from_pretrained(output, lm_term_ranks=True))
     return {"quality": quality, "seconds": seconds, "backbone": size, "peak": peak * 1024}
 
 

@@ -116,7 +116,7 @@ def write_card(directory: Path, repo_id: str | None = None, dataset: str | None 
         num_layers=settings.get("num_layers"),
         backbone=f"`{backbone}`" if backbone else f"a {config['text_config']['model_type']} language model",
         includes_backbone=config["includes_backbone"],
-        lm_term=config.get("lm_term", True),
+        lm_term=config.get("lm_term", True) and config.get("lm_term_ranks", True),
         example=json.dumps(example) if (example := _example(directory)) else None,
         histories=(directory / "catalog_histories.parquet").is_file(),
         data=about.get("data"),

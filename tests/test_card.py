@@ -101,12 +101,17 @@ def test_it_says_what_ranks(asked, checkpoint):
         write_card(checkpoint)
         return ModelCard.load(checkpoint / "README.md").text
 
-    assert "One forward pass of a prompt" in text() and "lm_term" not in text() and 'Give `"user"` as well' in text()
-    for name, change in (("config.json", {"lm_term": False}), ("training.yaml", {"lm_term": asked})):
+    assert (
+        "One forward pass of a prompt" in text() and "is left out" not in text() and 'Give `"user"` as well' in text()
+    )
+    for name, change in (
+        ("config.json", {"lm_term_ranks" if asked else "lm_term": False}),
+        ("training.yaml", {"lm_term": asked}),
+    ):
         found = yaml.safe_load((checkpoint / name).read_text())
         (checkpoint / name).write_text(json.dumps({**found, **change}))
-    assert "One forward pass" not in text() and "is left out (`lm_term: false`)" in text()
-    assert ("on validation it ranked no better" in text()) is asked
+    assert "One forward pass" not in text() and "the users' tokens, is left out" in text()
+    assert ("(`lm_term_ranks: false`): on validation it ranked no better" in text()) is asked
     assert "Everybody is served by their history alone. `pip install" in text()
 
 

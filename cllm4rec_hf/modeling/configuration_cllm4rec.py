@@ -36,6 +36,9 @@ class CLLM4RecConfig(PreTrainedConfig):
         history_power: power ν of a history's length that its sum is divided by: 0 for the sum, 1 for the mean.
         lm_term: whether the language model's hidden states have a part in the item logits; without them the history
             term ranks alone, and the item tasks do not run the backbone.
+        lm_term_ranks: whether that part, where there is one, is in the recommendation task's logits, too.
+            `RecommendationTrainer` turns it off where validation finds that the history term ranks no worse alone;
+            the collaborative task keeps it.
         ranking_task: what ranks the catalog for a user: `recommendation`, or `collaborative`, the next-item
             distribution of the collaborative language model after the history (LLM-PreRec).
         warm_start: what the tables were started from: `none`, `ease` or `svd`.
@@ -69,6 +72,7 @@ class CLLM4RecConfig(PreTrainedConfig):
     history_rank: int = 0
     history_power: float = 0.0
     lm_term: bool = True
+    lm_term_ranks: bool = True
     ranking_task: str = "recommendation"
     warm_start: str = "none"
     warm_start_text_weight: float = 0.0
@@ -93,7 +97,7 @@ class CLLM4RecConfig(PreTrainedConfig):
             raise ValueError(f"warm_start must be 'none', 'ease' or 'svd', got {self.warm_start!r}")
         if self.ranking_task not in ("recommendation", "collaborative"):
             raise ValueError(f"ranking_task must be 'recommendation' or 'collaborative', got {self.ranking_task!r}")
-        if not self.lm_term and not self.history_rank:
+        if not (self.lm_term and self.lm_term_ranks) and not self.history_rank:
             raise ValueError("Without the language model's term nothing is left to rank by; give a history_rank")
         if self.history_rank > self.hidden_size:
             raise ValueError(

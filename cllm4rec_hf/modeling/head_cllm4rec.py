@@ -19,7 +19,8 @@ class ItemHead(nn.Module):
     scale, n the history's items, q the query table of the history term (J x r) and R its basis (r x d, orthonormal
     rows). The second summand is a
     skip connection from the items of the prompt to the score; γ and q are learned. With neutral configuration the
-    query is h itself: the tied head of the paper. Without `lm_term` it is the second summand alone.
+    query is h itself: the tied head of the paper. Where the configuration gives the task no hidden states (`lm_term`,
+    `lm_term_ranks`), it is the second summand alone.
 
     Args:
         config: says which parts exist.
@@ -32,7 +33,7 @@ class ItemHead(nn.Module):
     def __init__(self, config: CLLM4RecConfig):
         super().__init__()
         size = config.hidden_size
-        self.center_hidden, self.lm_term = config.center_hidden, config.lm_term
+        self.center_hidden = config.center_hidden
         if config.center_hidden:
             for task in CALIBRATED_TASKS:
                 self.register_buffer(f"{task}_mean", torch.zeros(size, dtype=torch.float32))
@@ -100,14 +101,14 @@ class ItemHead(nn.Module):
         """The vector that scores the catalog.
 
         Args:
-            hidden: [R, d] hidden states of the backbone; not read without `lm_term`.
+            hidden: [R, d] hidden states of the backbone, or [R, 0] for none.
             history: [R, r] float32, the history's item queries, summed and divided by n^ν, or None.
             task: whose calibration applies, `collaborative` or `recommendation`.
 
         Returns:
             [R, d] float32.
         """
-        if not self.lm_term and history is not None:
+        if history is not None and not hidden.shape[-1]:
             return self.history(history)
         query = self.logit_scale * self.center(hidden, task)
         if history is not None:

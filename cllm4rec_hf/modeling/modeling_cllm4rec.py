@@ -151,7 +151,8 @@ class _CLLM4RecForTask(CLLM4RecPreTrainedModel):
         self, input_ids: Tensor, attention_mask: Tensor | None, decoder_input_ids: Tensor | None, task: str
     ) -> Tensor:
         """Hidden states as `encode` returns them, or of no dimension where the task's head would not read them."""
-        if task == "content" or self.config.lm_term:
+        config = self.config
+        if task == "content" or (config.lm_term and (config.lm_term_ranks or task != "recommendation")):
             return self.encode(input_ids, attention_mask, decoder_input_ids, task)
         for ids in (input_ids, decoder_input_ids):
             if ids is not None:
@@ -219,19 +220,6 @@ class _CLLM4RecForTask(CLLM4RecPreTrainedModel):
         is_positive = (items[None, :, None] == target[:, None, :]).any(-1)
         return sampled_nll(positive, sampled, log_expected, is_positive, valid)
 
-    def rank_by_lm_term(self, lm_term: bool) -> None:
-        """Say whether the language model has a part in the item logits; else the history term ranks alone.
-
-        Args:
-            lm_term: as in the configuration, which keeps it.
-
-        Raises:
-            ValueError: if nothing is left to rank by.
-        """
-        if not lm_term and not self.config.history_rank:
-            raise ValueError("Without a history term (history_rank 0) the language model's part alone ranks items")
-        self.config.lm_term = self.item_head.lm_term = lm_term
-
     def prompt_states(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Hidden states that answer prompts: at the last token; of an encoder-decoder backbone's decoder.
 
@@ -243,7 +231,7 @@ class _CLLM4RecForTask(CLLM4RecPreTrainedModel):
             [B, d] in the backbone's dtype.
         """
         if not self.config.is_encoder_decoder:
-            return _at_end(self._states(input_ids, attention_mask, None, "recommendation"), attention_mask)
+            return _at_end(self._states(input_ids, attention_mask, None, self.config.ranking_task), attention_mask)
         if self.config.ranking_task == "recommendation":
             return self._states(input_ids, attention_mask, self.start_ids(len(input_ids)), "recommendation")[:, 0]
         present = torch.ones_like(input_ids) if attention_mask is None else attention_mask

@@ -42,7 +42,7 @@ def calibrate_head(
         seed: seed of their choice.
     """
     head = model.item_head
-    if not head.lm_term or (not head.center_hidden and lm_share is None):
+    if not model.config.lm_term or (not head.center_hidden and lm_share is None):
         return
     generator = np.random.Generator(np.random.PCG64(seed))
     chosen = generator.permutation(len(corpus))[:num_documents]

@@ -199,6 +199,8 @@ def _gathered(model: Any, reshard_after_forward: bool) -> Iterator[None]:
 
     stacks = _stacks(model)
     parts = [module for stack in stacks for module in stack.modules() if isinstance(module, FSDPModule)]
+    passed = set()
+    hooks = [stack.register_forward_pre_hook(lambda module, _: passed.add(module)) for stack in stacks]
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
@@ -208,6 +210,9 @@ def _gathered(model: Any, reshard_after_forward: bool) -> Iterator[None]:
         for part in parts:
             part.reshard()
             part.set_reshard_after_forward(reshard_after_forward, recurse=False)
-        for stack in stacks:
-            # the order of these forward passes, another one in each process, is no order to prefetch layers in
+        for hook in hooks:
+            hook.remove()
+        for stack in passed:
+            # the order of these forward passes, another one in each process, is no order to prefetch layers in; where
+            # nothing has passed there is no order to forget, and torch fails at it
             stack.reset_iter_state()

@@ -221,7 +221,9 @@ class Recipe:
                 self._fit_warm_start(max_rank).save(self._warm_start_file)
             except BaseException as error:
                 failure.parent.mkdir(parents=True, exist_ok=True)
-                failure.write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
+                beside = failure.with_suffix(".part")
+                beside.write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
+                beside.replace(failure)
                 raise
         # it may take longer than processes wait for each other
         while not self._warm_start_file.is_file():
@@ -350,17 +352,18 @@ class Recipe:
 
         Better on validation, and by more than a standard error, see `first_within_chance`.
         """
-        of_pretrained, state = trainer.stand(), self._ranking_state()
+        of_pretrained, state = trainer.standing(), self._ranking_state()
         # the collaborative task's calibration was measured in pretraining and stays
         start = load_file(self._start_file).items()
         kept = {name: x for name, x in start if not name.startswith("item_head.collaborative_")}
         self.model.load_state_dict(kept, strict=False)
         self._calibrate(trainer, self.settings.initial_lm_share)
-        of_start = trainer.stand()
-        stays = first_within_chance([of_start.values, of_pretrained.values]) == 0
+        of_start = trainer.standing()
+        candidates = [*of_start.candidates(), *of_pretrained.candidates()]
+        stays = first_within_chance(candidates) < len(of_start.candidates())
         logger.info(
-            "Validation score %.4f after pretraining, %.4f by the warm start: %s goes on",
-            of_pretrained.values.mean(), of_start.values.mean(), "the warm start" if stays else "pretraining",
+            "Validation score %s after pretraining, %s by the warm start: %s goes on",
+            of_pretrained, of_start, "the warm start" if stays else "pretraining",
         )  # fmt: skip
         if not stays:
             self.model.load_state_dict(state, strict=False)
@@ -419,8 +422,8 @@ class Recipe:
         lost = [name for name in missing if name in learned or not name.startswith("backbone.")]
         if lost or unexpected:
             raise CLLM4RecError(f"The tables in {directory} are not this model's: {(lost + unexpected)[:3]}")
-        # a stage may have found that the history term ranks better by itself
-        self.model.rank_by_lm_term(json.loads((directory / "config.json").read_text())["lm_term"])
+        # a stage may have found that the history term ranks no worse alone; before there was this choice, none did
+        self.model.config.lm_term_ranks = _read_config(directory).get("lm_term_ranks", True)
 
     # ---- after the stages
 
@@ -438,6 +441,10 @@ class Recipe:
         # the stages' checkpoints held optimizer states for resuming; nothing needs them any more
         shutil.rmtree(self.output / STAGES_DIRECTORY, ignore_errors=True)
         logger.info("The checkpoint lies in %s", self.output)
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    return json.loads((directory / "config.json").read_text(encoding="utf-8"))
 
 
 def _read_settings(file: Path) -> dict[str, Any]:

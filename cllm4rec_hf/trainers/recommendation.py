@@ -2,8 +2,6 @@
 
 import logging
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,17 +29,25 @@ _START, _LEARNED, _VALUES = "start", "learned.safetensors", "values.safetensors"
 
 @dataclass
 class Standing:
-    """How well a state ranks on validation, by all of its logits and by the better part of them.
+    """How well a state ranks on validation.
 
     Args:
-        result: by all of them.
-        values: [n] float64, what states are compared by, with the language model's part of the logits or without it.
-        lm_term: whether with it: it is left out where it ranks no better by more than chance.
+        values: [n] float64, what states are compared by, user by user; the language model has a part in the logits.
+        alone: the same where the history term ranks alone, or None where that does not compete.
+        results: all metrics of both, in the order of `candidates`.
     """
 
-    result: EvaluationResult
     values: np.ndarray
-    lm_term: bool
+    alone: np.ndarray | None = None
+    results: tuple[EvaluationResult, ...] = ()
+
+    def candidates(self) -> list[np.ndarray]:
+        """What competes, the preferred first: a part that was not trained to rank has to show what it is worth."""
+        return [self.values] if self.alone is None else [self.alone, self.values]
+
+    def __str__(self) -> str:
+        alone = "" if self.alone is None else f" ({self.alone.mean():.4f} by the history term alone)"
+        return f"{self.values.mean():.4f}{alone}"
 
 
 class RecommendationTrainer(CLLM4RecTrainer):
@@ -94,8 +100,9 @@ class RecommendationTrainer(CLLM4RecTrainer):
         """Train as `Trainer.train` does; the best epoch must rank better than the state before the first step.
 
         It must do so by more than a standard error, see `first_within_chance`: of several epochs the best one on
-        validation owes something to luck. The start competes as it stands, and without the language model's part of
-        the logits, which has not been trained for ranking yet; where that is kept, `lm_term` is false from then on.
+        validation owes something to luck. The start competes as it is, and without the language model's part of the
+        logits, which need not have been trained to rank; where it is kept without, `config.lm_term_ranks` is false
+        from then on. Adapters are for that part, and stored without the model's configuration: with them it stays.
         Without `start_competes` the best epoch is kept, whatever was before.
 
         Args:
@@ -105,34 +112,45 @@ class RecommendationTrainer(CLLM4RecTrainer):
         keeps_best = self.args.load_best_model_at_end and self.evaluator is not None and self.args.start_competes
         start = Path(self.args.output_dir or ".") / _START
         place_curves(self, Path(self.args.output_dir or ".") / default_logdir())
+        # a part that an earlier fine-tuning did without is trained again
+        self.model.config.lm_term_ranks = True
         # an interrupted run keeps its own start; any other directory of that name is of another model
         if keeps_best and not (resume_from_checkpoint and (start / _VALUES).is_file()):
-            standing, self.known = self.known or self.stand(), None
-            self._announce(standing.result)
-            if self.is_world_process_zero():
-                shutil.rmtree(start, ignore_errors=True)
-                beside = start.with_name(f"{_START}.part")
-                beside.mkdir(parents=True, exist_ok=True)
-                save_file({name: x.contiguous() for name, x in self.learned_state().items()}, beside / _LEARNED)
-                save_arrays({"values": standing.values, "lm_term": np.array(standing.lm_term)}, beside / _VALUES)
-                beside.replace(start)
-            self.accelerator.wait_for_everyone()
+            self._keep_start(start, self.known or self.standing())
+        # steps will change the state
+        self.known = None
         result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         if keeps_best:
             kept = load_arrays(start / _VALUES)
-            before, lm_term = kept["values"], bool(kept["lm_term"])
+            before = Standing(kept["values"], kept.get("alone"))
             # of the best epoch, whose state has been loaded; a run that went on may not have validated it itself
             after = self._values.get(self.state.best_global_step or -1)
             after = self._compared(self.validate()) if after is None else after
-            if first_within_chance([before, after]) == 0:
+            candidates = before.candidates()
+            chosen = first_within_chance([*candidates, after])
+            if chosen < len(candidates):
+                alone = before.alone is not None and chosen == 0
                 logger.info(
-                    "The best epoch ranks no better on validation than the start by more than chance (%.4f and %.4f); "
+                    "The best epoch ranks no better on validation than the start by more than chance (%.4f and %s); "
                     "the start is kept%s",
-                    after.mean(), before.mean(), "" if lm_term else ", and the history term ranks by itself",
+                    after.mean(), before, ", and the history term ranks alone" if alone else "",
                 )  # fmt: skip
                 self.model.load_state_dict(load_file(start / _LEARNED), strict=False)
-                self.model.rank_by_lm_term(lm_term)
+                self.model.config.lm_term_ranks = not alone
         return result
+
+    def _keep_start(self, directory: Path, standing: Standing) -> None:
+        """Log how the state before the first step ranks, and store it and what it is compared by."""
+        self._announce(standing.results[first_within_chance(standing.candidates())])
+        if self.is_world_process_zero():
+            shutil.rmtree(directory, ignore_errors=True)
+            beside = directory.with_name(f"{directory.name}.part")
+            beside.mkdir(parents=True, exist_ok=True)
+            save_file({name: x.contiguous() for name, x in self.learned_state().items()}, beside / _LEARNED)
+            alone = {} if standing.alone is None else {"alone": standing.alone}
+            save_arrays({"values": standing.values, **alone}, beside / _VALUES)
+            beside.replace(directory)
+        self.accelerator.wait_for_everyone()
 
     def _compared(self, found: EvaluationResult) -> np.ndarray:
         """What states are compared by, [n] float64: each user's metric for the best model, higher is better."""
@@ -140,26 +158,18 @@ class RecommendationTrainer(CLLM4RecTrainer):
         values = user_scores(found) if name == "score" else found.per_user[name]
         return values if self.args.greater_is_better else -values
 
-    def stand(self) -> Standing:
-        """Measure the present state on validation, without the language model's part of the logits, too."""
+    def standing(self) -> Standing:
+        """Measure on validation how the present state ranks, with the language model's part of the logits or not."""
         result = self.validate()
-        values = self._compared(result)
         config = self.model.config
-        # adapters are stored without the model's configuration, which keeps the choice, and they are for that part
-        if config.lm_term and config.history_rank and not hasattr(self.model, "peft_config"):
-            with self._history_alone():
-                alone = self._compared(self.validate())
-            if first_within_chance([alone, values]) == 0:
-                return Standing(result, alone, lm_term=False)
-        return Standing(result, values, config.lm_term)
-
-    @contextmanager
-    def _history_alone(self) -> Iterator[None]:
-        self.model.rank_by_lm_term(False)
+        if not (config.lm_term and config.history_rank) or hasattr(self.model, "peft_config"):
+            return Standing(self._compared(result), results=(result,))
+        config.lm_term_ranks = False
         try:
-            yield
+            alone = self.validate()
         finally:
-            self.model.rank_by_lm_term(True)
+            config.lm_term_ranks = True
+        return Standing(self._compared(result), self._compared(alone), (alone, result))
 
     def validate(self, evaluator: Any = None) -> EvaluationResult:
         """The present state's result on validation, which no log and no callback hears of.

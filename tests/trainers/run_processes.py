@@ -58,6 +58,8 @@ def run(kind: str, output: Path, batch: int, resume: bool = False) -> Any:
     fields: dict[str, Any] = {}
     if kind == "paper":
         fields = {"history_rank": 0, "center_hidden": False, "learn_logit_scale": False, "item_bias": False}
+    if kind == "history":
+        fields = {"lm_term": False}
     parts = make_parts(train_base_tokenizer(), kind if kind in FAMILIES else "llama", lambda_l=0.1, **fields)
     model = parts.model
     if kind == "adapters":
@@ -78,7 +80,7 @@ def run(kind: str, output: Path, batch: int, resume: bool = False) -> Any:
         settings |= {"max_grad_norm": 0.5}
     content = {"content": parts.content, "content_collator": parts.content_collator}
     trainer: Any
-    if kind == "recommendation":
+    if kind in ("recommendation", "history"):
         trainer = RecommendationTrainer(
             model, RecommendationArguments(**settings), parts.recommendation, parts.recommendation_collator,
             evaluator=Halves(parts.histories), **content,
@@ -111,6 +113,7 @@ def run(kind: str, output: Path, batch: int, resume: bool = False) -> Any:
             "log": log,
             "processes": trainer.accelerator.num_processes,
             "wrapped": wrapped[0],
+            "lm_term_ranks": parts.model.config.lm_term_ranks,
             "layers_held": _share_held(parts.model.backbone.get_decoder()),
         }
         (output / "result.json").write_text(json.dumps(result))

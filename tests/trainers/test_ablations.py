@@ -268,7 +268,7 @@ def test_a_whole_checkpoints_own_history_term_is_evaluated_without_its_lm(run, p
     data = PreparedData.load(str(prepared))
     whole, own = (
         Recommender.from_pretrained(output, **fields).ranker.score([0], [np.array([1, 2, 3])])
-        for fields in ({"lm_term": True}, {"lm_term": False})
+        for fields in ({"lm_term_ranks": True}, {"lm_term": False})
     )
     assert not np.allclose(whole, own)
     results = evaluate_checkpoint(str(output), data, baselines=False, lm_term=False)

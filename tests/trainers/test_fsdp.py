@@ -21,7 +21,8 @@ from tests.trainers.test_processes import same, same_tables
 ROOT = Path(__file__).parent.parent.parent
 pytestmark = pytest.mark.distributed
 
-KINDS = ("recommendation", "dense", "clipped", "sampled", "adapters")
+# without its part in the item logits nothing passes through the backbone while it is whole for ranking
+KINDS = ("recommendation", "history", "dense", "clipped", "sampled", "adapters")
 # their tiny gradients differ with the padding of a batch, so that they are compared with two processes, too
 FAMILIES = ("t5", "gpt2")
 

@@ -1,6 +1,5 @@
 """One optimizer step: what moves, what does not, and what must not change the gradient."""
 
-import numpy as np
 import pytest
 import torch
 from transformers import TrainerCallback
@@ -14,7 +13,7 @@ from cllm4rec_hf import (
     RecommendationTrainer,
 )
 from cllm4rec_hf.trainers.row_adamw import RowAdamW
-from tests.trainers.parts import Judge, make_parts, tables
+from tests.trainers.parts import make_parts, tables
 
 FAMILIES = ("gpt2", "llama", "t5")
 
@@ -217,74 +216,6 @@ def test_checkpoints_hold_no_pickled_arguments_and_no_backbone(base_tokenizer, t
 
     with safe_open(checkpoint / "model.safetensors", "pt") as file:
         assert not [key for key in file.keys() if key.startswith("backbone.")]  # noqa: SIM118
-
-
-def judged(base_tokenizer, directory, judge, seed=0):
-    """A model after one epoch of fine-tuning, and its tables before.
-
-    The judge is asked for the start's score, for its score without the language model's part, and for the epoch's.
-    """
-    settings = {"per_device_train_batch_size": 4, "num_train_epochs": 1, "save_strategy": "epoch"}
-    settings |= {"eval_strategy": "epoch", "load_best_model_at_end": True}
-    parts = make_parts(base_tokenizer, seed=seed)
-    before = tables(parts.model)
-    trainer = RecommendationTrainer(
-        parts.model, arguments(RecommendationArguments, directory, **settings), parts.recommendation,
-        parts.recommendation_collator, evaluator=judge,
-    )  # fmt: skip
-    trainer.train()
-    return parts.model, before
-
-
-def test_another_model_in_the_same_directory_keeps_its_own_start(base_tokenizer, tmp_path):
-    for seed in (0, 1):
-        # no epoch ranks better than the start, so the start is what is left
-        model, before = judged(base_tokenizer, tmp_path, Judge([0.5], [0.5], [0.5]), seed)
-        assert not moved(before, tables(model)), seed
-
-
-@pytest.mark.parametrize(("gains", "kept"), [([0.3, -0.2, 0.1], True), ([0.3, 0.1, 0.2], False)])
-def test_an_epoch_takes_the_starts_place_where_it_ranks_better_by_more_than_chance(
-    gains, kept, base_tokenizer, tmp_path
-):
-    start = np.array([0.2, 0.5, 0.6])
-    trained = start + gains
-    assert trained.mean() > start.mean()
-    model, before = judged(base_tokenizer, tmp_path, Judge(start, start, trained))
-    assert bool(moved(before, tables(model))) is not kept
-    # what was trained ranks as it was trained
-    assert model.config.lm_term is not kept
-
-
-@pytest.mark.parametrize(
-    ("alone", "epoch", "kept", "lm_term"),
-    [
-        # the part that has not been trained must show what it is worth
-        ([0.5, 0.5, 0.5], [0.4, 0.5, 0.5], True, False),
-        ([0.2, 0.3, 0.2], [0.4, 0.5, 0.5], True, True),
-        # an epoch has to beat the better one of both
-        ([0.7, 0.7, 0.8], [0.6, 0.6, 0.6], True, False),
-        ([0.7, 0.7, 0.8], [0.9, 0.9, 0.9], False, True),
-    ],
-)
-def test_the_start_competes_without_the_language_models_part_too(
-    alone, epoch, kept, lm_term, base_tokenizer, tmp_path
-):
-    model, before = judged(base_tokenizer, tmp_path / "trained", Judge([0.5, 0.5, 0.5], alone, epoch))
-    assert bool(moved(before, tables(model))) is not kept
-    assert model.config.lm_term is model.item_head.lm_term is lm_term
-    # with the checkpoint goes how it ranks
-    model.config.backbone_name_or_path = "somewhere/else"
-    model.save_pretrained(tmp_path / "saved")
-    again = type(model).from_pretrained(tmp_path / "saved", backbone=model.backbone)
-    assert again.item_head.lm_term is lm_term
-
-
-def test_without_a_history_term_the_language_models_part_stays(base_tokenizer):
-    model = make_parts(base_tokenizer, history_rank=0).model
-    with pytest.raises(ValueError, match="history_rank 0"):
-        model.rank_by_lm_term(False)
-    assert model.config.lm_term
 
 
 def test_tables_go_back_to_dense_gradients_for_another_optimizer(base_tokenizer, tmp_path):

@@ -131,7 +131,7 @@ def test_the_best_epoch_comes_back_with_its_backbone(best, base_tokenizer, tmp_p
     settings = SETTINGS | {"save_strategy": "epoch", "eval_strategy": "epoch", "load_best_model_at_end": True}
     trainer = RecommendationTrainer(
         parts.model, arguments(RecommendationArguments, tmp_path, **settings), parts.recommendation,
-        parts.recommendation_collator, evaluator=Judge(*scores, max(scores[1:])),
+        parts.recommendation_collator, evaluator=Judge(scores[0], *scores),
     )  # fmt: skip
     states = [tables(parts.model)]
 
