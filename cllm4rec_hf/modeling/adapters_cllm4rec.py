@@ -22,7 +22,8 @@ class WithAdapters:
 
     peft sets `model.peft_config` once its adapters are in place, and deletes it once they are taken out again. On the
     first, the tables and the item head join the adapter's `modules_to_save`, which its configuration records: they
-    are trained, saved and loaded with it. On the second, the backbone no longer counts as the one that was loaded,
+    are trained, saved and loaded with it; and the language model has its part in the ranking, which adapters are for
+    and which their files could not say. On the second, the backbone no longer counts as the one that was loaded,
     since adapters may have been merged into it.
     """
 
@@ -44,6 +45,7 @@ class WithAdapters:
     @peft_config.setter
     def peft_config(self, configs: dict[str, Any]) -> None:
         self.__dict__["_adapter_configs"] = configs
+        self.config.lm_term_ranks = True
         for name, config in configs.items():
             self._train_beside(name, config)
 

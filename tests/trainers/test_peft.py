@@ -21,9 +21,9 @@ TABLES = {f"{kind}_{who}_embeddings" for kind in ("collaborative", "content") fo
 SETTINGS = {"num_train_epochs": 2, "per_device_train_batch_size": 4, "optim": "adamw_torch", "learning_rate": 0.05}
 
 
-def parts_with_adapters(base_tokenizer, directory, family="llama", **lora):
+def parts_with_adapters(base_tokenizer, directory, family="llama", lm_term_ranks=True, **lora):
     """Parts whose backbone has a home in `directory`, whose model lies in `directory`/checkpoint and has adapters."""
-    parts = make_parts(base_tokenizer, family)
+    parts = make_parts(base_tokenizer, family, lm_term_ranks=lm_term_ranks)
     parts.model.backbone.save_pretrained(directory / "backbone")
     parts.model.config.backbone_name_or_path = str(directory / "backbone")
     parts.model.attach_backbone(parts.model.backbone)
@@ -59,6 +59,22 @@ def test_adapters_and_tables_learn_and_the_backbone_stays(stage, family, base_to
     which = {part for part in TABLES if any(f".{part}." in name for name in learned)}
     assert which == ({part for part in TABLES if part.startswith("content_")} if stage == "content" else TABLES)
     assert any(".item_head." in name for name in learned) == (stage != "content")
+
+
+def test_adapters_take_part_in_the_ranking_of_a_model_that_did_without(base_tokenizer, tmp_path):
+    parts = parts_with_adapters(base_tokenizer, tmp_path, lm_term_ranks=False)
+    stored = json.loads((tmp_path / "checkpoint" / "config.json").read_text())
+    assert not stored["lm_term_ranks"] and parts.model.config.lm_term_ranks
+    trainer_of("recommendation", parts, tmp_path / "run", **SETTINGS).train()
+    trained = scores(parts.model, parts)
+    parts.model.save_pretrained(tmp_path / "adapter")
+    loaded = load(tmp_path, "adapter")
+    assert abs(scores(loaded, parts) - trained).max() < 1e-5
+    loaded.merge_and_unload().save_pretrained(tmp_path / "merged")
+    merged = CLLM4RecForRecommendation.from_pretrained(tmp_path / "merged").eval()
+    assert abs(scores(merged, parts) - trained).max() < 1e-4
+    merged.config.lm_term_ranks = False
+    assert abs(scores(merged, parts) - trained).max() > 1e-2
 
 
 @pytest.mark.parametrize("family", FAMILIES)
