@@ -6,6 +6,7 @@ each is complete before it takes its name, and the second says that the run is f
 
 import hashlib
 import json
+import logging
 import sys
 import time
 from datetime import UTC
@@ -139,4 +140,7 @@ def _write(name: Path, request: dict[str, Any], result: Any, told: dict[str, Any
 
 
 if __name__ == "__main__":
+    # what was chosen, and why, belongs to the run's log.txt
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+    logging.getLogger("cllm4rec_hf").setLevel(logging.INFO)
     run(json.loads(Path(sys.argv[1]).read_text()))
