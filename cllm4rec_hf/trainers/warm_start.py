@@ -36,6 +36,8 @@ _FEW_ITEMS = 5000
 # the simplest first: words alone, the rest where it pays
 _PREFERENCE = ("texts", "texts and states", "states", "linear model")
 _ABOUT = "about"
+# users x items that decide between starts: some ten questions, where a fit asks hundreds
+_DECIDING_CELLS = 100_000_000
 # the linear part's spread over the multinomial part's
 LINEAR_SHARES = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 
@@ -125,7 +127,7 @@ def fit_warm_start(
     """
     if method == "auto":
         method = "ease" if data.num_items <= MAX_EASE_ITEMS else "svd"
-    score = ValidationScore(data, seed)
+    score, deciding = ValidationScore(data, seed), ValidationScore(data, seed, _DECIDING_CELLS)
     texts = item_text_matrix(data) if use_texts else None
     rank = multinomial_rank(max_rank)
     room = max_rank if most_steps == 0 else max_rank - rank
@@ -147,8 +149,10 @@ def fit_warm_start(
         if ("texts", power) in fitted and ("states", power) in fitted:
             # states alone do not compete with words: where validation preferred them to both, it did so by chance
             fitted["texts and states", power] = [*fitted["texts", power], *fitted.pop(("states", power))]
-    found = [_mixed(method, name, fitted[name, power], linear, rank, score) for name, power in _preferred(fitted)]
-    found.append((start, score.per_user(start.scores(score.histories))))
+    found = [_mixed(method, name, fitted[name, power], linear, rank, deciding) for name, power in _preferred(fitted)]
+    values = np.concatenate([part.per_user(start.scores(part.histories)) for part in deciding.parts()])
+    start.score = float(values.mean())
+    found.append((start, values))
     start = found[first_within_chance([values for _, values in found])][0]
     start.scale = _best_scale(data, start)
     chosen = ", ".join(f"{name} {value}" for name, value in start.settings.items())
@@ -200,9 +204,13 @@ def _mixed(
     keys, bias = mean_of(models, rank)
     vectors = WarmStart(method, keys, keys, linear.text_weight, bias=bias, power=power)
     added = WarmStart(method, linear.queries, linear.keys, linear.text_weight, power=power)
-    first, second = (one.scores(score.histories) for one in (vectors, added))
-    ratio = float(first.std() / max(second.std(), 1e-12))
-    found = [score.per_user(first + share * ratio * second) for share in LINEAR_SHARES]
+    ratio, by_part = 0.0, []
+    for part in score.parts():
+        first, second = (one.scores(part.histories) for one in (vectors, added))
+        # of the first users: the shares are of one thing for all
+        ratio = ratio or float(first.std() / max(second.std(), 1e-12))
+        by_part.append([part.per_user(first + share * ratio * second) for share in LINEAR_SHARES])
+    found = [np.concatenate(values) for values in zip(*by_part, strict=True)]
     position = first_within_chance(found)
     share, values = LINEAR_SHARES[position], found[position]
     settings = {"item vectors from": name, "history power": power, "linear share": share}

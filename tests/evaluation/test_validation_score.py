@@ -72,3 +72,17 @@ def test_the_first_candidate_stays_where_a_better_one_may_be_luck():
     # small differences that all users share are none of chance
     assert first_within_chance([first, first + 1e-6]) == 1
     assert first_within_chance([first]) == 0
+
+
+def test_parts_are_the_whole_in_its_order(data, monkeypatch):
+    score = ValidationScore(data)
+    scores = np.random.default_rng(3).normal(size=(len(score.users), data.num_items))
+    monkeypatch.setattr(validation_score, "CELLS", 7 * data.num_items)
+    parts = list(score.parts())
+    assert len(parts) > 1 and max(len(part.users) for part in parts) == 7
+    assert np.array_equal(np.concatenate([part.users for part in parts]), score.users)
+    rows = np.split(scores, np.cumsum([len(part.users) for part in parts])[:-1])
+    for part, some in zip(parts, rows, strict=True):
+        assert part.histories.shape[0] == len(some)
+    together = np.concatenate([part.per_user(some) for part, some in zip(parts, rows, strict=True)])
+    np.testing.assert_array_equal(together, score.per_user(scores))

@@ -10,6 +10,7 @@ from cllm4rec_hf import CLLM4RecForRecommendation, PreparedData
 from cllm4rec_hf.baselines.ease import solve_ease
 from cllm4rec_hf.baselines.text_svd import interaction_counts
 from cllm4rec_hf.errors import CLLM4RecError
+from cllm4rec_hf.evaluation import validation_score
 from cllm4rec_hf.evaluation.validation_score import ValidationScore
 from cllm4rec_hf.trainers import linear_start, warm_start
 from cllm4rec_hf.trainers.calibration import calibrate_head
@@ -227,6 +228,22 @@ def test_the_parts_are_added_up(data):
     np.testing.assert_allclose(start.scores(lists), expected + (0 if start.bias is None else start.bias), rtol=1e-9)
     score = ValidationScore(data)
     assert start.score == pytest.approx(score(start.scores(score.histories)), abs=1e-6)
+
+
+def test_more_users_decide_between_starts_than_each_fit_asks(data, monkeypatch):
+    whole = ValidationScore(data)
+    asked, per_user = [], ValidationScore.per_user
+    # a fit asks five users, and scores of eight are held at once
+    monkeypatch.setattr(validation_score, "CELLS", 8 * data.num_items)
+    monkeypatch.setattr(validation_score, "_LEAST_USERS", 5)
+    monkeypatch.setattr(validation_score, "_WANTED_USERS", 5)
+    monkeypatch.setattr(ValidationScore.__init__, "__defaults__", (0, 1))
+    monkeypatch.setattr(
+        ValidationScore, "per_user", lambda self, scores: asked.append(len(self.users)) or per_user(self, scores)
+    )
+    start = fit_warm_start(data, 16, most_steps=20)
+    assert len(whole.users) > 8 and {5, 8} <= set(asked) and max(asked) == 8
+    assert start.score == pytest.approx(per_user(whole, start.scores(whole.histories)).mean(), abs=1e-6)
 
 
 def test_what_validation_does_not_tell_apart_is_taken_by_preference(data):
