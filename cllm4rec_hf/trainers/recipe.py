@@ -423,7 +423,8 @@ class Recipe:
         if lost or unexpected:
             raise CLLM4RecError(f"The tables in {directory} are not this model's: {(lost + unexpected)[:3]}")
         # a stage may have found that the history term ranks no worse alone; before there was this choice, none did
-        self.model.config.lm_term_ranks = _read_config(directory).get("lm_term_ranks", True)
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        self.model.config.lm_term_ranks = config.get("lm_term_ranks", True)
 
     # ---- after the stages
 
@@ -441,10 +442,6 @@ class Recipe:
         # the stages' checkpoints held optimizer states for resuming; nothing needs them any more
         shutil.rmtree(self.output / STAGES_DIRECTORY, ignore_errors=True)
         logger.info("The checkpoint lies in %s", self.output)
-
-
-def _read_config(directory: Path) -> dict[str, Any]:
-    return json.loads((directory / "config.json").read_text(encoding="utf-8"))
 
 
 def _read_settings(file: Path) -> dict[str, Any]:
