@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,13 +10,6 @@ from scipy import stats
 from cllm4rec_hf.evaluation.evaluator import EvaluationResult
 
 METRICS = ("recall@20", "recall@40", "ndcg@100")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def benchmarks_on_the_path():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
-        yield
 
 
 def result(users, values):

@@ -1,21 +1,16 @@
 """benchmarks/generative.py runs from end to end on generated data, and its figures are what they say."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parent.parent
-
 
 @pytest.fixture(scope="module")
-def benchmark():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "benchmarks")
-        import generative
+def benchmark(benchmarks_on_the_path):
+    import generative
 
-        yield generative
+    return generative
 
 
 def test_quick(benchmark, tmp_path, capsys):

@@ -1,16 +1,12 @@
 """The comparison with the reference way runs, and both sides compute the same losses."""
 
 import json
-from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
 
 @pytest.mark.parametrize("data", [False, True])
-def test_both_ways_compute_the_same(saved_backbone, prepared, data, tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(BENCHMARKS)
+def test_both_ways_compute_the_same(saved_backbone, prepared, data, tmp_path, capsys):
     import training_speed
 
     arguments = ["--backbone", str(saved_backbone), "--dtype", "float32", "--max-length", "96", "--turns", "2"]
