@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 # models of several ranks err differently, and their mean wins
 RANKS = (32, 64, 128)
 # so do models that saw other masks, as far as they are cheap
-REPEATS = 3
+MOST_DRAWS = 3
 
 _MASKED = 0.5
 _BATCH = 100
@@ -28,7 +28,7 @@ _STEPS_BETWEEN, _PATIENCE = 20, 15
 _MOST_STEPS, _MOST_EPOCHS = 1500, 60
 # users x items whose logits one model may compute: some minutes on two cores
 _MOST_CELLS = 30_000_000_000
-# models are fitted again while all of them take so much of that at most; most stop far before
+# all models together may compute so much of that; most stop far before
 _AT_ONCE = 3
 
 
@@ -119,8 +119,8 @@ def fit_multinomial(
     return best
 
 
-def affordable_repeats(data: PreparedData, models: int, most_steps: int | None = None) -> int:
-    """How many models that differ by their masks alone are fitted in place of one.
+def affordable_draws(data: PreparedData, models: int, most_steps: int | None = None) -> int:
+    """How many models that differ by their masks alone are affordable in place of one, 0 to 3.
 
     Args:
         data: the prepared data.
@@ -129,7 +129,7 @@ def affordable_repeats(data: PreparedData, models: int, most_steps: int | None =
     """
     users = int((np.diff(data.histories("train").indptr) > 1).sum())
     steps = _wanted_steps(users) if most_steps is None else most_steps
-    return REPEATS if models * REPEATS * steps <= _AT_ONCE * _affordable_steps(data.num_items) else 1
+    return min(MOST_DRAWS, _AT_ONCE * _affordable_steps(data.num_items) // max(1, models * steps))
 
 
 def _steps_an_epoch(num_users: int) -> int:

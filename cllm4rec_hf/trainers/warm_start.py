@@ -20,18 +20,19 @@ from ..data.item_texts import item_text_matrix
 from ..data.prepared import Histories, PreparedData
 from ..evaluation.validation_score import CELLS, ValidationScore, first_within_chance
 from .linear_start import MAX_EASE_ITEMS, LinearStart, fit_ease, fit_svd
-from .multinomial_start import RANKS, MultinomialStart, affordable_repeats, fit_multinomial, mean_of
+from .multinomial_start import RANKS, MultinomialStart, affordable_draws, fit_multinomial, mean_of
 
 logger = logging.getLogger(__name__)
 
-# powers of a history's length that its sum is divided by: the mean for 1, and in between evidence adds up slowly
+# powers of a history's length that its sum is divided by: the mean for 1, and in between evidence adds up slowly. The
+# first alone where trying them all would take too long
 HISTORY_POWERS = (0.75, 1.0)
 # of the multinomial part, as far as that leaves half of the backbone's dimensions to the linear part; more changed no
 # score
 MULTINOMIAL_RANK = 224
-# between models of one start, so that neighbouring seeds of a run share none
+# between draws of masks, so that neighbouring seeds of a run share none
 _SEED_STEP = 1_000_003
-# catalogs of more items, whose models take longer, try fewer starts and the mean alone
+# in larger catalogs, whose models take longer, the linear model starts none where there are texts
 _FEW_ITEMS = 5000
 # the simplest first: words alone, the rest where it pays
 _PREFERENCE = ("texts", "texts and states", "states", "linear model")
@@ -135,15 +136,18 @@ def fit_warm_start(
     start = WarmStart(method, linear.queries, linear.keys, linear.text_weight, linear.settings, linear.score)
     fitted: dict[tuple[str, float], list[MultinomialStart]] = {}
     starts = [] if most_steps == 0 else _starts(data, texts, states, linear, seed)
-    repeats = affordable_repeats(data, len(starts) * len(RANKS), most_steps)
+    draws = affordable_draws(data, len(starts) * len(RANKS), most_steps)
+    if not draws:
+        starts = [start for start in starts if start[2] == HISTORY_POWERS[0]]
+        draws = max(1, affordable_draws(data, len(starts) * len(RANKS), most_steps))
     for name, initial, power in tqdm(
         starts, desc="Item vectors", unit="start", delay=2, disable=not is_main_process()
     ):
         widths = sorted({min(width, initial.shape[1]) for width in RANKS})
         fitted[name, power] = [
-            fit_multinomial(data, initial[:, :width], power, score, seed + _SEED_STEP * repeat, most_steps)
+            fit_multinomial(data, initial[:, :width], power, score, seed + _SEED_STEP * draw, most_steps)
             for width in widths
-            for repeat in range(repeats)
+            for draw in range(draws)
         ]
     for power in HISTORY_POWERS:
         if ("texts", power) in fitted and ("states", power) in fitted:
@@ -184,8 +188,7 @@ def _starts(
     if few_texts or data.num_items <= _FEW_ITEMS:
         order = np.argsort(-np.square(linear.keys).sum(axis=0), kind="stable")
         starts.append(("linear model", linear.keys[:, order[: max(RANKS)]]))
-    powers = HISTORY_POWERS if data.num_items <= _FEW_ITEMS else HISTORY_POWERS[-1:]
-    return [(name, initial, power) for name, initial in starts for power in powers]
+    return [(name, initial, power) for name, initial in starts for power in HISTORY_POWERS]
 
 
 def _preferred(fitted: dict[tuple[str, float], Any]) -> list[tuple[str, float]]:

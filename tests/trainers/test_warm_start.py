@@ -18,7 +18,7 @@ from cllm4rec_hf.trainers.linear_start import RIDGES, TEXT_WEIGHTS, LinearStart,
 from cllm4rec_hf.trainers.multinomial_start import (
     MultinomialStart,
     _loss,
-    affordable_repeats,
+    affordable_draws,
     fit_multinomial,
     mean_of,
 )
@@ -159,8 +159,8 @@ def test_where_few_items_have_texts_the_linear_model_starts_large_catalogs(data,
     linear = fit_ease(data, texts, 8, score)
     few = texts.multiply(np.arange(data.num_items)[:, None] < 3).tocsr()
     few.eliminate_zeros()
-    assert [name for name, *_ in warm_start._starts(data, texts, None, linear, 0)] == ["texts"]
-    assert [name for name, *_ in warm_start._starts(data, few, None, linear, 0)] == ["texts", "linear model"]
+    assert {name for name, *_ in warm_start._starts(data, texts, None, linear, 0)} == {"texts"}
+    assert {name for name, *_ in warm_start._starts(data, few, None, linear, 0)} == {"texts", "linear model"}
 
 
 def test_the_closed_form_is_refused_where_its_matrix_would_not_fit(data, monkeypatch):
@@ -212,11 +212,25 @@ def test_cheap_models_are_fitted_with_other_masks_and_averaged(data, monkeypatch
     assert means and all(count % 3 == 0 for count in means)
 
 
-def test_models_of_large_catalogs_are_fitted_once(data):
-    assert affordable_repeats(data, models=18) == 3
-    # 1,500 steps of 100 users on 200,000 items are all that a model may take
+def test_the_larger_the_catalog_the_fewer_draws_are_affordable(data):
+    assert affordable_draws(data, models=18) == 3
+    # 1,500 steps of 100 users on 200,000 items are what one model may take, and three times that all together
     data.num_items = 200_000
-    assert affordable_repeats(data, models=6) == 1 and affordable_repeats(data, models=6, most_steps=100) == 3
+    assert [affordable_draws(data, models) for models in (1, 2, 3, 4)] == [3, 1, 1, 0]
+    assert affordable_draws(data, models=6, most_steps=100) == 3
+
+
+def test_where_not_all_models_are_affordable_one_power_is_fitted_once(data, monkeypatch):
+    fits = []
+
+    def fit(data, initial, power, score, seed, most_steps):
+        fits.append((initial.shape[1], power, seed))
+        return fit_multinomial(data, initial, power, score, seed, most_steps)
+
+    monkeypatch.setattr(warm_start, "fit_multinomial", fit)
+    monkeypatch.setattr(warm_start, "affordable_draws", lambda *_: 0)
+    fit_warm_start(data, 24, seed=4, most_steps=10)
+    assert {power for _, power, _ in fits} == {0.75} and {seed for *_, seed in fits} == {4}
 
 
 def test_the_parts_are_added_up(data):
