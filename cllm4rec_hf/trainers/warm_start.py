@@ -138,7 +138,7 @@ def fit_warm_start(
     starts = [] if most_steps == 0 else _starts(data, texts, states, linear, seed)
     draws = affordable_draws(data, len(starts) * len(RANKS), most_steps)
     if not draws:
-        starts = [start for start in starts if start[2] == HISTORY_POWERS[0]]
+        starts = [(name, initial, power) for name, initial, power in starts if power == HISTORY_POWERS[0]]
         draws = max(1, affordable_draws(data, len(starts) * len(RANKS), most_steps))
     for name, initial, power in tqdm(
         starts, desc="Item vectors", unit="start", delay=2, disable=not is_main_process()
