@@ -30,6 +30,7 @@ from cllm4rec_hf.cli import main as cllm4rec
 from cllm4rec_hf.errors import CLLM4RecError
 
 RUN = Path(__file__).with_name("quality_run.py")
+_COMPETITORS = "cllm4rec_hf.baselines."
 
 
 def prepare(table: Table, seed: Seed, raw: str | None) -> Path:
@@ -108,7 +109,7 @@ def request_of(table: Table, method: Method, seed: Seed, data: Path, fingerprint
 
 
 def _code_of(baseline: str) -> str:
-    """Hash of the modules that make a competitor and what it is made of."""
+    """Hash of the modules that make a competitor and what it is made of, helpers that they import included."""
     from cllm4rec_hf.baselines.registry import REGISTRY, baseline_class
 
     names, classes = [baseline], []
@@ -116,8 +117,11 @@ def _code_of(baseline: str) -> str:
         model = baseline_class(name)
         classes += model.__mro__
         names += [part for part in model.PARTS if part not in names]
-    modules = sorted({cls.__module__ for cls in classes if cls.__module__.startswith("cllm4rec_hf.")})
-    sources = [Path(str(sys.modules[module].__file__)).read_bytes() for module in modules]
+    modules = [cls.__module__ for cls in classes if cls.__module__.startswith(_COMPETITORS)]
+    for module in modules:
+        imported = (getattr(value, "__module__", None) for value in vars(sys.modules[module]).values())
+        modules += {str(name) for name in imported if str(name).startswith(_COMPETITORS)} - set(modules)
+    sources = [Path(str(sys.modules[module].__file__)).read_bytes() for module in sorted(set(modules))]
     sources.append(repr([REGISTRY[name] for name in names]).encode())
     return hashlib.sha256(b"\0".join(sources)).hexdigest()[:16]
 

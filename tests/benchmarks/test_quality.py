@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cllm4rec_hf.baselines import text_encoder
 from cllm4rec_hf.baselines.blend import Blend
 from cllm4rec_hf.errors import CLLM4RecError
 
@@ -47,6 +48,11 @@ def test_results_are_kept_under_settings_seed_and_data(tmp_path, monkeypatch):
     assert whole != _code_of("ease-text")
     monkeypatch.setattr(Blend, "PARTS", ("ease-text",))
     assert _code_of("blend") != whole
+    # and of the helpers that it imports
+    codes, helper = {name: _code_of(name) for name in ("m6-retrieval", "ease")}, tmp_path / "text_encoder.py"
+    helper.write_text("changed")
+    monkeypatch.setattr(text_encoder, "__file__", str(helper))
+    assert _code_of("m6-retrieval") != codes["m6-retrieval"] and _code_of("ease") == codes["ease"]
     # a preset that changes gives other results
     changed = {**settings.PRESETS["default"], "recommendation_epochs": 99}
     monkeypatch.setitem(settings.PRESETS, "default", changed)
