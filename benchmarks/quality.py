@@ -270,6 +270,23 @@ def only(table: Table, names: str) -> tuple[Method, ...]:
     return methods
 
 
+def with_seeds(table: Table, numbers: list[int]) -> Table:
+    """A table over some of its seeds.
+
+    Args:
+        table: the table.
+        numbers: seeds of training.
+
+    Raises:
+        CLLM4RecError: if it has no such seed.
+    """
+    known = [seed.train for seed in table.seeds]
+    unknown = [number for number in numbers if number not in known]
+    if unknown:
+        raise CLLM4RecError(f"The table has no seed {unknown[0]}; its seeds are {', '.join(map(str, known))}")
+    return dataclasses.replace(table, seeds=tuple(seed for seed in table.seeds if seed.train in numbers))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a table; 0, 1 if a method failed, 2 for an error that the user can mend, 130 when interrupted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -283,6 +300,7 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="NAMES",
         help="comma-separated rows of the table to run now, beside those that have finished",
     )
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="some of the table's seeds, instead of all")
     parser.add_argument(
         "--quick", action="store_true", help="generated data and a tiny language model in place of the real ones"
     )
@@ -299,12 +317,14 @@ def main(arguments: list[str] | None = None) -> int:
             table = quick_table(table, options.output)
         elif options.output:
             table = dataclasses.replace(table, output=options.output)
+        table = with_seeds(table, options.seeds) if options.seeds else table
         rows = only(table, options.only) if options.only else None
         # where files lie on this machine concerns nobody else
         config = options.config.name if options.config and options.config.is_absolute() else options.config
         named = [f"--config {config}"] if config else []
         named += ["--raw DIR"] if options.raw else []
         named += [f'--only "{options.only}"'] if options.only else []
+        named += [f"--seeds {' '.join(map(str, options.seeds))}"] if options.seeds else []
         named += ["--quick"] if options.quick else []
         summary = run_table(table, options.raw, " ".join(["python benchmarks/quality.py", *named]), rows)
     except CLLM4RecError as error:

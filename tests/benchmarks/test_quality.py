@@ -202,6 +202,17 @@ def test_rows_run_alone_stand_beside_those_that_have_finished(tmp_path, prepared
     assert "[1/1] Popularity" in capsys.readouterr().out
 
 
+def test_seeds_run_alone_are_all_that_is_told(tmp_path, prepared, in_process):
+    import quality
+
+    values = {"methods": [{"baseline": "ease"}], "seeds": [0, 1], "data": {"prepared": str(prepared)}}
+    path = write(tmp_path / "table.yaml", **values, output=str(tmp_path / "out"))
+    assert quality.main(["--config", str(path), "--seeds", "1"]) == 0
+    summary = json.loads((tmp_path / "out" / "quality.json").read_text())
+    assert summary["methods"][0]["seeds"] == [1] and summary["command"].endswith(" --seeds 1")
+    assert quality.main(["--config", str(path), "--seeds", "2"]) == 2
+
+
 def test_missing_libraries_are_told_with_their_extras(tmp_path, monkeypatch):
     import quality
     from quality_config import Method, Seed, Table

@@ -99,6 +99,16 @@ def test_some_rows_of_a_table_can_be_run_alone(tmp_path):
         only(table, "CLLM4Rec-Emb")
 
 
+def test_some_seeds_of_a_table_can_be_run_alone(tmp_path):
+    from quality import with_seeds
+    from quality_config import Seed, read_table
+
+    table = read_table(write(tmp_path / "table.yaml", seeds=[0, {"prepare": 98765, "train": 1}, 2]))
+    assert with_seeds(table, [2, 1]).seeds == (Seed(98765, 1), Seed(2, 2))
+    with pytest.raises(CLLM4RecError, match="no seed 98765; its seeds are 0, 1, 2"):
+        with_seeds(table, [98765])
+
+
 @pytest.mark.parametrize(
     ("values", "told"),
     [
