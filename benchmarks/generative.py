@@ -57,18 +57,29 @@ class Method:
     found: Any = None
 
 
-def single_pass(data: Any, checkpoint: str) -> Method:
-    """RecLLM: external ids in, item indices out, as `recommend` does it."""
+def single_pass(data: Any, checkpoint: str, depth: int) -> Method:
+    """RecLLM: external ids in, item indices out, as `recommend` does it.
+
+    Raises:
+        DataError: if the checkpoint was trained on other data, where pairs to be found may be among the training ones.
+        SystemExit: if it reads another depth of the backbone than the others do.
+    """
     import numpy as np
 
     from cllm4rec_hf import Recommender, Request
+    from cllm4rec_hf.evaluation.report import check_trained_on
     from cllm4rec_hf.trainers.building import choose_dtype
 
     # by the language model, where the history term alone would rank as well, too: that is what is compared
     recommender = Recommender.from_pretrained(checkpoint, dtype=choose_dtype("auto"), lm_term_ranks=True)
     user_ids, item_ids = list(data.users["user_id"]), list(data.items["item_id"])
-    if recommender.catalog.item_ids != item_ids:
-        raise SystemExit(f"{checkpoint} was trained on other items than the data holds")
+    check_trained_on(checkpoint, recommender.catalog, data)
+    own = recommender.model.config.text_config.num_hidden_layers
+    if own != depth:
+        raise SystemExit(
+            f"{checkpoint} reads {own} layers of its backbone, the other methods would read {depth}; set --num-layers "
+            f"{own}, and --backbone to that backbone"
+        )
 
     def rank(users: Any, histories: list[Any]) -> Any:
         requests = [
@@ -245,15 +256,17 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from cllm4rec_hf import PreparedData, baseline_class
-    from cllm4rec_hf.baselines.pseudo_ids import PseudoIdsConfig
+    from cllm4rec_hf.modeling.backbone_cllm4rec import load_backbone_config
 
     data = PreparedData.load(options.data)
     shared = {"backbone": options.backbone, "num_layers": options.num_layers}
-    methods = [single_pass(data, options.checkpoint)]
+    depth = options.num_layers or load_backbone_config(options.backbone).num_hidden_layers
+    methods = [single_pass(data, options.checkpoint, depth)]
     output = Path(options.output)
     settings = {**shared, **json.loads(options.pseudo_ids)}
     chosen = "pseudo-ids" in options.choose
     model, seconds = fitted("pseudo-ids", data, output / "pseudo-ids", settings, options.seed, chosen)
+    precisions = [model.config.dtype]
     methods += [
         generation(model, beams, constrained, seconds) for beams in options.beams for constrained in (False, True)
     ]
@@ -261,6 +274,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     retriever = baseline_class("ease").choose(data, options.seed).model
     chosen = "yes-no" in options.choose
     model, seconds = fitted("yes-no", data, output / "yes-no", settings, options.seed, chosen, retriever)
+    precisions += [model.config.dtype]
     methods += [questions(model, count, seconds) for count in options.candidates]
     test = data.histories("test")
     eligible = np.flatnonzero(np.diff(test.indptr))
@@ -270,7 +284,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "backbone": options.backbone if named_elsewhere else Path(options.backbone).name,
         "num_layers": options.num_layers,
-        "precision": str(PseudoIdsConfig().dtype).removeprefix("torch."),
+        "precision": " and ".join(sorted({str(dtype).removeprefix("torch.") for dtype in precisions})),
         "data": data.fingerprint,
         "items": data.num_items,
         "users": len(users),
@@ -285,6 +299,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print the table and write both files."""
+    from cllm4rec_hf.errors import CLLM4RecError
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", help="directory that `cllm4rec prepare` wrote")
     parser.add_argument("--checkpoint", help="what `cllm4rec train` wrote for this data and backbone")
@@ -320,7 +336,10 @@ def main(arguments: list[str] | None = None) -> None:
         elif not options.data or not options.checkpoint:
             parser.error("--data and --checkpoint are needed, unless --quick")
         options.output = options.output or "runs/generative"
-        result = run(options)
+        try:
+            result = run(options)
+        except CLLM4RecError as error:
+            raise SystemExit(f"error: {error}") from error
         output = Path(options.output)
         output.mkdir(parents=True, exist_ok=True)
         for name, text in (("generative.json", json.dumps(result, indent=2)), ("generative.md", markdown(result))):

@@ -30,7 +30,8 @@ from cllm4rec_hf.cli import main as cllm4rec
 from cllm4rec_hf.errors import CLLM4RecError
 
 RUN = Path(__file__).with_name("quality_run.py")
-_COMPETITORS = "cllm4rec_hf.baselines."
+# what makes a competitor; the evaluator and the tables of the data are the same for all
+_COMPETITORS = ("cllm4rec_hf.baselines.", "cllm4rec_hf.data.item_texts")
 
 
 def prepare(table: Table, seed: Seed, raw: str | None) -> Path:
@@ -168,7 +169,10 @@ def execute(request: dict[str, Any], label: str) -> str | None:
         print(f"{label}: finished before", flush=True)
         return None
     if request["checkpoint"] and not Path(request["checkpoint"]).with_name(RECORD).is_file():
+        result = Path(request["result"]).with_name(f"{Path(request['checkpoint']).parent.name}.json")
         reason = "the run whose checkpoint it needs has not finished"
+        if result.is_file():
+            reason = f"the checkpoint it needs is gone; delete {result} to train it again"
         print(f"{label}: {reason}", flush=True)
         return reason
     work = Path(request["work"])
@@ -178,7 +182,8 @@ def execute(request: dict[str, Any], label: str) -> str | None:
     print(f"{label} ...", flush=True)
     clock = time.perf_counter()
     log = work / "log.txt"
-    with log.open("w", encoding="utf-8") as file:
+    # what an interrupted run has told is not told again
+    with log.open("a", encoding="utf-8") as file:
         command = [sys.executable, str(RUN), str(work / "request.json")]
         status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT).returncode
     if status:

@@ -142,7 +142,17 @@ def summarise(table: Table, results: dict[str, dict[int, Any]], datasets: list[d
         "seeds": [dataclasses.asdict(seed) for seed in table.seeds],
         "data": datasets,
         "methods": rows,
+        "missing": _missing(table, results),
     }
+
+
+def _missing(table: Table, results: dict[str, dict[int, Any]]) -> dict[str, list[int]]:
+    """Seeds of training that rows of a table have no result for, by label."""
+    missing = {
+        method.label: [s.train for n, s in enumerate(table.seeds) if n not in results.get(method.label, {})]
+        for method in table.methods
+    }
+    return {label: seeds for label, seeds in missing.items() if seeds}
 
 
 def _reads_texts(method: Method) -> bool:
@@ -255,9 +265,12 @@ def markdown(summary: dict[str, Any]) -> str:
         lines += [
             f"- {row['label']}: {'; '.join(_listed(settings) for settings in row['settings'])}" for row in chosen
         ]
-    if summary["skipped"] or summary["failed"]:
-        lines += ["", "## Not run", ""]
+    missing = {label: seeds for label, seeds in summary["missing"].items() if label not in summary["skipped"]}
+    if summary["skipped"] or summary["failed"] or missing:
+        # a competitor that has not run on all seeds of a row is no opponent of it where others have
+        lines += ["", "## Not run, and not compared with", ""]
         lines += [f"- {name}: {reason}" for name, reason in {**summary["skipped"], **summary["failed"]}.items()]
+        lines += [f"- {name}: seeds {', '.join(map(str, seeds))}" for name, seeds in missing.items()]
     return "\n".join(lines) + "\n"
 
 

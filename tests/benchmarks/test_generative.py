@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from cllm4rec_hf.errors import DataError
+
 
 @pytest.fixture(scope="module")
 def benchmark(benchmarks_on_the_path):
@@ -87,6 +89,26 @@ def test_what_could_be_reached(benchmark):
     histories, relevant = [np.array([5]), np.array([9])], [np.array([4, 5]), np.array([1, 2, 3, 7])]
     # an item of the history cannot be recommended, however often it is found
     assert benchmark.reachable(items, histories, relevant) == (1 / 2 + 3 / 4) / 2
+
+
+def test_what_does_not_compare_is_refused(benchmark, tmp_path, prepared, monkeypatch):
+    from types import SimpleNamespace
+
+    import cllm4rec_hf
+    from cllm4rec_hf.data.catalog import Catalog
+
+    data = cllm4rec_hf.PreparedData.load(prepared)
+    config = SimpleNamespace(text_config=SimpleNamespace(num_hidden_layers=2))
+    recommender = SimpleNamespace(catalog=Catalog.from_prepared(data), model=SimpleNamespace(config=config))
+    monkeypatch.setattr(cllm4rec_hf.Recommender, "from_pretrained", lambda *_, **__: recommender)
+    (tmp_path / "training.yaml").write_text(f"data_fingerprint: {data.fingerprint}")
+    assert benchmark.single_pass(data, str(tmp_path), 2).name == "RecLLM, one pass"
+    with pytest.raises(SystemExit, match="reads 2 layers of its backbone, the other methods would read 30"):
+        benchmark.single_pass(data, str(tmp_path), 30)
+    # trained on another split of the same interactions: what is to be found may be known
+    (tmp_path / "training.yaml").write_text("data_fingerprint: another")
+    with pytest.raises(DataError, match="another seed"):
+        benchmark.single_pass(data, str(tmp_path), 2)
 
 
 def test_says_what_is_missing(benchmark, capsys):

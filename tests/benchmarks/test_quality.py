@@ -151,6 +151,9 @@ def test_without_the_checkpoint_it_is_not_run(tmp_path, monkeypatch):
     names = {name: str(tmp_path / name) for name in ("result", "work")}
     request = {**names, "checkpoint": str(tmp_path / "run" / "checkpoint")}
     assert "has not finished" in quality.execute(request, "Emb")
+    # it had, and its checkpoint was deleted: the result has to go, too
+    (tmp_path / "run.json").write_text("{}")
+    assert f"is gone; delete {tmp_path / 'run.json'} to train it again" in quality.execute(request, "Emb")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / RECORD).write_text("{}")
     # started now, and there is no such script

@@ -130,6 +130,12 @@ def test_a_method_that_lacks_a_seed_is_no_opponent_and_not_bold(tmp_path):
     text = markdown(summary)
     lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
     assert "**" not in lines["Popularity"] and f"| CLLM4Rec | **{0.425:.4f}" in text
+    # nor is it passed over in silence, as one that has not run at all is not
+    assert summary["missing"] == {"Popularity": [0]}
+    assert "## Not run, and not compared with\n\n- Popularity: seeds 0\n" in text
+    del results["EASE"]
+    summary = {"command": "", "skipped": {}, "failed": {}, **summarise(table, results, datasets)}
+    assert "- EASE: seeds 0, 1\n" in markdown(summary)
 
 
 def test_the_preset_is_compared_with_each_of_its_ablations(tmp_path):
