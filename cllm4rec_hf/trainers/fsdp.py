@@ -26,6 +26,8 @@ class ShardingTrainer(PushingTrainer):
 
     # accelerate's FullyShardedDataParallelPlugin, None where nothing is sharded
     sharding: Any = None
+    # gathered weights, while they are saved
+    _gathered_state: dict[str, torch.Tensor] | None = None
 
     def create_accelerator_and_postprocess(self) -> None:
         """Build the accelerator, as `Trainer` does, for plain data parallelism."""
@@ -54,11 +56,18 @@ class ShardingTrainer(PushingTrainer):
             return contextlib.nullcontext()
         return _gathered(self.model, self.sharding.reshard_after_forward)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model, see `Trainer.save_model`; every process calls it, the first one writes."""
+        if self.sharding is not None and self._saves_backbone():
+            # every process takes part, and under transformers 5.20 the first one alone comes to `_save`
+            self._gathered_state = _whole_state(self.model)
+        try:
+            super().save_model(output_dir, _internal_call)
+        finally:
+            self._gathered_state = None
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        if self.sharding is not None and state_dict is None and self._saves_backbone():
-            # every process takes part, the first one writes
-            state_dict = _whole_state(self.model)
-        super()._save(output_dir, state_dict)
+        super()._save(output_dir, self._gathered_state if state_dict is None else state_dict)
 
     def _saves_backbone(self) -> bool:
         return self.model.config.backbone_name_or_path is None and not hasattr(self.model, "peft_config")
