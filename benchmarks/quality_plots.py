@@ -77,5 +77,7 @@ def _curve(panel: Any, swept: list[dict[str, Any]], others: list[dict[str, Any]]
         least = min(value for value in values if value > 0)
         panel.set_xscale("symlog", linthresh=least) if min(values) <= 0 else panel.set_xscale("log")
         panel.set_xticks(values, [f"{value:g}" for value in values])
+        # the library's margins would go on for decades below 0
+        panel.set_xlim(-least / 3 if min(values) <= 0 else least / 2, 2 * max(values))
         panel.minorticks_off()
     panel.grid(alpha=0.3)

@@ -175,6 +175,8 @@ def test_a_sweep_is_drawn_on_a_log_axis_with_its_reference(tmp_path, monkeypatch
     assert len(figure.axes) == 3
     for panel in figure.axes:
         assert panel.get_xscale() == "symlog" and panel.get_xlabel() == "λ"
+        # the curve fills the panel: nothing is drawn below 0 but a margin
+        assert -0.1 < panel.get_xlim()[0] < 0 and 10 < panel.get_xlim()[1] <= 20
         curve, reference = panel.lines[0], next(line for line in panel.lines if line.get_label() == "CLLM4Rec")
         assert curve.get_xdata().tolist() == [0, 0.1, 1, 10]
         np.testing.assert_allclose(curve.get_ydata().astype(float), [0.225, 0.23, 0.275, 0.725])
